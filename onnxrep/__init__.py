@@ -1,3 +1,3 @@
-"""Fold the parallel branches of exported ONNX models into single convolutions, and prove that the function is the same."""
+"""Fold the parallel branches of exported ONNX models into single convolutions, and prove that nothing else changed."""
 
 __version__ = "0.1.0"

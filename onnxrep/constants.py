@@ -1,7 +1,7 @@
 """Which values of a graph are constant, and what they are.
 
-A constant is an initializer that no caller can override, the output of a Constant node, or what a deterministic op makes
-of constants alone. Values are computed when asked for, once, in their own type, and only if their size is bounded.
+A constant is an initializer that no caller can override, the output of a Constant node, or what a deterministic op
+makes of constants alone. Values are computed when asked for, once, in their own type, and only if of bounded size.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Constants:
                 self._derivable.update(v.name for v in node.outputs if v.name)
 
     def _is_derivable(self, node: gs.Node) -> bool:
-        """Whether a node's outputs depend on no data. CastLike and Shape may read data, of which only type or dims count."""
+        """Whether a node's outputs depend on no data. Of what CastLike and Shape read, only type or dims count."""
         inputs = [v.name for v in node.inputs if v.name]
         if node.op == "Constant":
             return True
@@ -84,7 +84,7 @@ class Constants:
         return all(map(self.has, inputs))
 
     def _stand_in(self, node: gs.Node | onnx.NodeProto, name: str) -> Constant | None:
-        """Return a constant with the type (CastLike) or dims (Shape) of a value that is data, or None if they are unknown."""
+        """Return a constant with the type (CastLike) or dims (Shape) of a value that is data, None if unknown."""
         kind = self._types.get(name)
         if kind is None or not kind.elem_type:
             return None
@@ -178,7 +178,7 @@ def _evaluate(node: onnx.NodeProto, inputs: Mapping[str, Constant | None], opset
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
         with np.errstate(all="ignore"):
             results = ReferenceEvaluator(model).run(None, feeds)
-    except Exception:  # whatever an op of the reference does on odd constants: then the value is not known
+    except Exception:  # noqa: BLE001  whatever an op of the reference does on odd constants: then the value is not known
         return {}
     return {
         o.name: np.asarray(r) for o, r in zip(outputs, results, strict=True) if isinstance(r, np.ndarray | np.generic)

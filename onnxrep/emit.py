@@ -24,6 +24,7 @@ def emit(facts: Facts, region: Region) -> Edit:
 
     Raises:
         OverflowError: a weight or bias is not finite in the model's type.
+
     """
     return _Emitter(facts, region).edit()
 
@@ -88,9 +89,7 @@ class _Emitter:
 
     def _add(self, op: str, name: str, inputs: list[str], output: str, **attributes: Any) -> None:
         """Add a node."""
-        self._nodes.append(
-            gs.Node(op, name, attributes, [gs.Variable(i) for i in inputs], [gs.Variable(output)])
-        )
+        self._nodes.append(gs.Node(op, name, attributes, [gs.Variable(i) for i in inputs], [gs.Variable(output)]))
         if len(self._heirs) < len(self._nodes):
             self._heirs.append(None)
 

@@ -44,6 +44,7 @@ class ModelFile:
         data: the bytes of the file (or of the message handed over), never changed.
         model: the parsed message; external tensors stay references.
         folder: where references to external data start, or None where there can be none.
+
     """
 
     path: Path | None
@@ -56,10 +57,16 @@ class ModelFile:
         """SHA-256 of the model's bytes, hexadecimal."""
         return hashlib.sha256(self.data).hexdigest()
 
+    def fresh(self) -> onnx.ModelProto:
+        """Return the message as it was read, parsed anew."""
+        model = onnx.ModelProto()
+        model.ParseFromString(self.data)
+        return model
+
     @property
     def external_size(self) -> int:
         """Bytes of external data that the model refers to."""
-        return sum(_expected_bytes(t) for t in tensors(self.model) if is_external(t))
+        return sum(tensor_bytes(t) for t in tensors(self.model) if is_external(t))
 
 
 def read(path: Path) -> ModelFile:
@@ -68,6 +75,7 @@ def read(path: Path) -> ModelFile:
     Raises:
         MissingInput: there is no such file, or it is no regular file.
         InvalidModel: it is not an ONNX model, or its sizes or references are wrong.
+
     """
     if not path.exists():
         raise MissingInput(f"{path}: no such file")
@@ -87,6 +95,7 @@ def parse(data: bytes, path: Path | None = None) -> ModelFile:
 
     Raises:
         InvalidModel: see :func:`read`.
+
     """
     label = str(path) if path else "the model"
     if not data:
@@ -137,6 +146,7 @@ def array(tensor: onnx.TensorProto, folder: Path | None) -> NDArray[Any]:
 
     Raises:
         InvalidModel: the external reference is wrong.
+
     """
     if not is_external(tensor):
         return numpy_helper.to_array(tensor)
@@ -160,12 +170,12 @@ def _bits(data_type: int) -> int | None:
     packed = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
     try:
         name = onnx.TensorProto.DataType.Name(data_type)
-        return packed.get(name) or np.dtype(helper.tensor_dtype_to_np_dtype(data_type)).itemsize * 8
+        return packed.get(name) or 8 * int(np.dtype(helper.tensor_dtype_to_np_dtype(data_type)).itemsize)
     except (KeyError, ValueError):
         return None
 
 
-def _expected_bytes(tensor: onnx.TensorProto) -> int:
+def tensor_bytes(tensor: onnx.TensorProto) -> int:
     """Return the bytes that the dims ask for, in Python integers (0 where the type has no fixed size)."""
     return (math.prod(tensor.dims) * (_bits(tensor.data_type) or 0) + 7) // 8
 
@@ -178,9 +188,7 @@ def _check_tensors(source: ModelFile, label: str) -> None:
             raise InvalidModel(f"{label}: tensor {name} has a negative dimension")
         if is_external(tensor):
             _locate(tensor, source.folder, label)
-        elif (
-            tensor.HasField("raw_data") and _bits(tensor.data_type) and len(tensor.raw_data) != _expected_bytes(tensor)
-        ):
+        elif tensor.HasField("raw_data") and _bits(tensor.data_type) and len(tensor.raw_data) != tensor_bytes(tensor):
             sizes = f"{len(tensor.raw_data)} bytes of data for dims {list(tensor.dims)}"
             raise InvalidModel(f"{label}: tensor {name} has {sizes}")
         elif not tensor.HasField("raw_data") and _bits(tensor.data_type):
@@ -189,8 +197,9 @@ def _check_tensors(source: ModelFile, label: str) -> None:
 
 def _check_typed(tensor: onnx.TensorProto, name: str, label: str) -> None:
     """Check the element count of a tensor whose values lie in a typed field."""
-    fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
-    stored, wanted = sum(map(len, fields)), math.prod(tensor.dims)
+    stored = len(tensor.float_data) + len(tensor.int32_data) + len(tensor.int64_data)
+    stored += len(tensor.double_data) + len(tensor.uint64_data)
+    wanted = math.prod(tensor.dims)
     bits = _bits(tensor.data_type) or 8
     per_field = 8 // bits if bits < 8 else 1
     if tensor.data_type in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128):
@@ -211,7 +220,7 @@ def _locate(tensor: onnx.TensorProto, folder: Path | None, label: str = "the mod
         raise refuse("the model was given in memory, so there is no folder to look in; give its path instead")
     if not location or "\0" in location:
         raise refuse("no location")
-    if os.path.isabs(location) or ".." in Path(location).parts or "\\" in location:
+    if Path(location).is_absolute() or ".." in Path(location).parts or "\\" in location:
         raise refuse(f"the location {printable(location)} leaves the model's folder")
     path = folder / location
     if not path.exists():
@@ -223,10 +232,10 @@ def _locate(tensor: onnx.TensorProto, folder: Path | None, label: str = "the mod
         raise refuse(f"{printable(location)} is not a regular file with a single name")
     try:
         offset = int(entry.get("offset", "0"))
-        length = int(entry.get("length", str(_expected_bytes(tensor))))
+        length = int(entry.get("length", str(tensor_bytes(tensor))))
     except ValueError:
         raise refuse("offset or length is no number") from None
-    if _bits(tensor.data_type) is None or length != _expected_bytes(tensor):
+    if _bits(tensor.data_type) is None or length != tensor_bytes(tensor):
         raise refuse(f"{length} bytes for dims {list(tensor.dims)}")
     if offset < 0 or offset + length > status.st_size:
         raise refuse(f"bytes {offset} to {offset + length} of a file of {status.st_size}")
@@ -252,6 +261,7 @@ def check_target(target: Path, follow_symlinks: bool = False) -> None:
     Raises:
         UsageError: its folder is missing, or it is a folder or a link.
         OutputError: its folder is not writable.
+
     """
     if target.is_dir():
         raise UsageError(f"{target}: is a folder; name the output file")
@@ -290,6 +300,7 @@ def write(
 
     Raises:
         OutputError: the disk is full, or the folder not writable; what was at ``target`` is untouched.
+
     """
     check_target(target, follow_symlinks)
     target = target.resolve() if follow_symlinks else target
@@ -351,7 +362,7 @@ def _write_data(target: Path, outside: list[onnx.TensorProto], folder: Path | No
                 file.write(chunk)
                 digest.update(chunk)
                 at += len(chunk)
-            size = _expected_bytes(tensor)
+            size = tensor_bytes(tensor)
             places.append((tensor, at - size, size))
         _settle(file)
         final = target.parent / f"{target.stem}.{digest.hexdigest()[:12]}.data"

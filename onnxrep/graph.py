@@ -46,6 +46,7 @@ class Scope:
         readers: value -> positions of the nodes of this scope that read it, once per reading input.
         pinned: values that must survive: graph outputs, and what graphs inside this one read.
         initializers: name -> tensor, those of this graph only.
+
     """
 
     def __init__(self, model: Model, proto: onnx.GraphProto, view: gs.Graph, parent: Scope | None, owner: int) -> None:
@@ -56,7 +57,7 @@ class Scope:
         self.producer: dict[str, int] = {}
         self.readers: dict[str, list[int]] = {}
         self.pinned: set[str] = {v.name for v in proto.output}
-        self.initializers = {t.name: t for t in proto.initializer}
+        self.initializers: dict[str, onnx.TensorProto] = {t.name: t for t in proto.initializer}
         self.inputs = {v.name for v in proto.input}
         for position, node in enumerate(self.nodes):
             for value in node.inputs:
@@ -110,6 +111,7 @@ class Model:
         folder: where external data lies, or None.
         scopes: the main graph first, then the bodies inside it.
         opset: version of the default operator set (0 if it is not imported).
+
     """
 
     def __init__(self, proto: onnx.ModelProto, folder: Path | None, lifted: Collection[str]) -> None:
@@ -221,6 +223,7 @@ class Edit:
         nodes: the new nodes, in order; the last one makes the region's output value.
         tensors: the new initializers, already in their stored type.
         heirs: per new node the position of the removed node whose doc string and metadata it inherits, or None.
+
     """
 
     removed: frozenset[int]
@@ -251,7 +254,7 @@ def commit(model: Model, edits: Sequence[tuple[Scope, Edit]]) -> None:
 def _dead_constants(
     model: Model, edits: Sequence[tuple[Scope, Edit]], doomed: dict[int, set[int]]
 ) -> dict[int, set[str]]:
-    """Return per scope the initializers that only removed nodes read, and add nodes that only made such to ``doomed``."""
+    """Return per scope the initializers that only removed nodes read; add nodes that only made such to ``doomed``."""
     reads: Counter[str] = Counter()
     for node in _all_nodes(model):
         reads.update(n for n in node.input if n)
@@ -328,6 +331,7 @@ def stored(values: NDArray[np.float64], data_type: int) -> NDArray[Any]:
 
     Raises:
         OverflowError: a value is not finite in that type.
+
     """
     with np.errstate(over="ignore"):
         rounded = values.astype(onnx.helper.tensor_dtype_to_np_dtype(data_type))

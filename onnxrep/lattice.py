@@ -48,7 +48,7 @@ def positions(length: int, stride: int, size: int) -> int:
 
 @dataclass(frozen=True)
 class Kernel:
-    """The attributes of the convolution that realises a geometry, per axis; ``first`` is the offset of its first tap."""
+    """The attributes of the convolution that realises a geometry, per axis; ``first`` is its first tap."""
 
     first: tuple[int, ...]
     shape: tuple[int, ...]
@@ -74,6 +74,7 @@ class Geometry:
         stride: per axis, positive.
         size: per axis, the constant of the size equation.
         mode: see :data:`Mode`.
+
     """
 
     outputs: int
@@ -147,6 +148,7 @@ class Geometry:
 
         Raises:
             NotAligned: the results differ in channels, stride or size.
+
         """
         if (self.outputs, self.inputs, self.stride) != (other.outputs, other.inputs, other.stride):
             raise NotAligned("the branches differ in channels or stride")
@@ -162,10 +164,11 @@ class Geometry:
         return replace(self, group=math.gcd(self.group, other.group), taps=taps)
 
     def after(self, first: Geometry) -> Geometry:
-        """Return the geometry of ``self`` applied to the result of ``first``; exactness is :func:`border_fault`'s affair.
+        """Return the geometry of ``self`` applied to the result of ``first``; see :func:`border_fault` for exactness.
 
         Raises:
             Inexact: one of the two is a transposed or SAME-padded map and the other is not pointwise.
+
         """
         if self.inputs != first.outputs or self.axes != first.axes:
             raise Inexact("the maps do not fit each other")
@@ -187,7 +190,7 @@ class Geometry:
 
 
 def _kernel_axis(taps: tuple[int, ...], stride: int, size: int, mode: Mode) -> tuple[int, int, int, int, int, int]:
-    """Return one axis of :class:`Kernel`. Zero taps are added where a pad would be negative, which ONNX does not allow."""
+    """Return one axis of :class:`Kernel`; zero taps stand where a pad would be negative, which ONNX does not allow."""
     low, high = min(taps[0], 0), max(taps[-1], 0)
     begin, end, extra = -low, 0, 0
     if mode == "transpose":
@@ -236,7 +239,7 @@ class Map:
         return tuple(kept)
 
     def response(self, vector: Array) -> Array:
-        """Return the result for the constant image with value ``vector : [inputs]``, away from borders; ``[outputs]``."""
+        """Return the result ``[outputs]`` for the image of constant value ``vector : [inputs]``, away from borders."""
         g = self.geometry
         sums = self.weight.reshape(*self.weight.shape[:2], -1).sum(axis=2)
         blocks = sums.reshape(g.group, g.outputs // g.group, g.inputs // g.group)

@@ -11,13 +11,18 @@ Planning happens without numbers; only regions that are worth it read their weig
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
-from onnxrep.graph import DEFAULT_DOMAINS, Scope
+from onnxrep.equality import EqualValues
+from onnxrep.fusions import claimed
+from onnxrep.graph import DEFAULT_DOMAINS
 from onnxrep.lattice import Array, Geometry, Inexact, Map, NotAligned, border_fault
 from onnxrep.lift import LIFTS, Branch, Decline, Facts, Lifted
 from onnxrep.price import Part, Price, cover, total
+from onnxrep.reasons import SILENT
 from onnxrep.shapes import lengths_of
 
 LARGEST_REGION = 2048
@@ -42,7 +47,8 @@ class Refusal:
 class Summand:
     """One kernel's worth of a region: the sum of some maps of one source, with its numbers.
 
-    ``unit``: 1 or -1 if this is the source itself or its negative. ``members``: positions of the ops that read the source.
+    ``unit``: 1 or -1 if this is the source itself or its negative.
+    ``members``: positions of the ops that read the source.
     """
 
     source: str
@@ -63,6 +69,7 @@ class Region:
         bias: ``[channels]``, or None for zero.
         kind: ``merge`` if parallel branches become one, else ``fuse``.
         before, after: price per position of the output.
+
     """
 
     root: int
@@ -112,6 +119,7 @@ class _Solution:
     emittable: bool
     folds: bool
     openable: frozenset[str] = frozenset()
+    whole: Mapping[str, list[Part]] = field(default_factory=dict)
 
 
 class Planner:
@@ -124,9 +132,13 @@ class Planner:
         self._blocked: dict[str, Decline] = {}
         self._solutions: dict[int, _Solution] = {}
         self._refusals: dict[tuple[int, str], Refusal] = {}
+        self._taken: set[int] = set()
+        fused = claimed(self._scope, facts.constants)
         for position in range(len(self._scope.nodes)):
-            self._lift(position)
+            if position not in fused:
+                self._lift(position)
         self._anchored = self._find_anchored()
+        self._equals = EqualValues(self._scope)
 
     # -- what is given ----------------------------------------------------------------------------------------------
 
@@ -137,6 +149,8 @@ class Planner:
             return
         if any(a.name not in node.attrs for a in self._scope.proto.node[position].attribute):
             self._declined[position] = Decline("unknown-attribute", f"{node.op} has an attribute of an unusual type")
+            return
+        if not node.outputs or not node.outputs[0].name:
             return
         try:
             self._lifted[position] = LIFTS[node.op](node, self._facts)
@@ -197,7 +211,8 @@ class Planner:
                 if behind is not None and branch.source not in seen and len(inside) < LARGEST_REGION:
                     seen.add(branch.source)
                     heapq.heappush(heap, -behind)
-        result.leaves = waiting
+        for value, entries in waiting.items():
+            result.leaves.setdefault(self._equals.representative(value), []).extend(entries)
         return result
 
     def _enters(
@@ -225,7 +240,8 @@ class Planner:
         first, *rest = entries
         lengths = lengths_of(self._facts.shapes.of(value))
         for entry in rest:
-            assert first.geometry is not None and entry.geometry is not None
+            assert first.geometry is not None
+            assert entry.geometry is not None
             first = _Entry(
                 first.geometry.plus(entry.geometry, lengths),
                 first.anchored or entry.anchored,
@@ -285,10 +301,12 @@ class Planner:
         best = self._priced(root, opened, closed) if closed else whole
         if not best.folds and whole.folds:
             best = whole  # nothing merges, but a scale or shift finds a convolution to vanish into
-        cost = whole.price if whole.emittable and not whole.expansion.spent.beats(whole.price) else whole.expansion.spent
+        cost = (
+            whole.price if whole.emittable and not whole.expansion.spent.beats(whole.price) else whole.expansion.spent
+        )
         for value, positions in whole.expansion.openable.items():
             cost += self._own(value).at(positions)
-        return replace(best, total=cost, openable=frozenset(whole.expansion.openable))
+        return replace(best, total=cost, openable=frozenset(whole.expansion.openable), whole=whole.parts)
 
     def _priced(self, root: int, opened: frozenset[str], closed: frozenset[int]) -> _Solution:
         """Return one expansion with its price."""
@@ -341,6 +359,7 @@ class Planner:
 
         Raises:
             _Blocked: a combination is not exact, or a parameter unusable.
+
         """
         waiting: dict[str, list[Map | None]] = {self._output(root): [None]}
         bias: Array | None = None
@@ -349,7 +368,8 @@ class Planner:
             first, *rest = waiting.pop(value)
             lengths = lengths_of(self._facts.shapes.of(value))
             for other in rest:
-                assert first is not None and other is not None
+                assert first is not None
+                assert other is not None
                 first = first.plus(other, lengths)
             lifted = self._lifted[position]
             try:
@@ -366,7 +386,10 @@ class Planner:
             if form.bias is not None:
                 shift = form.bias if first is None else first.response(form.bias)
                 bias = shift if bias is None else bias + shift
-        return {s: [m for m in maps if m is not None] for s, maps in waiting.items()}, bias
+        leaves: dict[str, list[Map]] = {}
+        for source, maps in waiting.items():
+            leaves.setdefault(self._equals.representative(source), []).extend(m for m in maps if m is not None)
+        return leaves, bias
 
     def _region(self, root: int, solution: _Solution) -> Region:
         """Return the region of a solution, with numbers."""
@@ -381,9 +404,9 @@ class Planner:
                 unit = part.unit if not part.anchored and part.unit in (1.0, -1.0) else None
                 members = tuple(solution.expansion.leaves[source][m].reader for m in part.members)
                 summands.append(Summand(source, first.trimmed(), part.anchored, unit, members))
-        merged = any(len(p.members) > 1 for group in solution.parts.values() for p in group)
         removed = tuple(sorted(solution.expansion.expanded))
-        kind = "merge" if merged else "fuse"
+        sums = sum(len(self._lifted[p].branches) - 1 for p in removed)
+        kind = "merge" if sums > len(summands) - 1 else "fuse"
         return Region(root, removed, tuple(summands), bias, kind, solution.expansion.spent, solution.price)
 
     # -- the whole scope --------------------------------------------------------------------------------------------
@@ -391,19 +414,26 @@ class Planner:
     def regions(self) -> Iterator[Region]:
         """Yield the regions worth replacing, last one first; no two share a node."""
         self._solve_inner()
-        taken: set[int] = set()
         for root in sorted(self._anchored, reverse=True):
-            if root in taken or root not in self._lifted:
+            if root in self._taken or root not in self._lifted:
                 continue
             region = self._settle(root)
             if region is not None:
-                taken.update(region.removed)
+                self._taken.update(region.removed)
                 yield region
+
+    def refuse(self, region: Region, code: str, detail: str) -> None:
+        """Take back a region that could not be emitted; what lies below its root is looked at again."""
+        self._note(region.root, code, detail)
+        self._taken.difference_update(region.removed)
+        del self._lifted[region.root]
+        self._solutions.clear()
 
     def _settle(self, root: int) -> Region | None:
         """Return the region of a root; where numbers forbid a step, plan again without it."""
         while root in self._lifted:
             solution = self._solutions.get(root) or self._solve(root)
+            self._note_unmerged(root, solution)
             if not solution.folds:
                 return None
             try:
@@ -418,6 +448,20 @@ class Planner:
                 self._solutions.clear()
         return None
 
+    def _note_unmerged(self, root: int, solution: _Solution) -> None:
+        """Note convolutions of one source that are summed but stay apart, and why."""
+        for source, parts in solution.whole.items():
+            anchored = [p for p in parts if p.anchored]
+            for first, second in pairwise(anchored):
+                try:
+                    both = first.geometry.plus(second.geometry, lengths_of(self._facts.shapes.of(source)))
+                except NotAligned as error:
+                    self._note(root, "not-aligned", f"convolutions of {source}: {error}")
+                    continue
+                apart = first.geometry.macs + second.geometry.macs
+                cost = f"{both.macs:.6g} multiply-accumulates per position instead of {apart:.6g}"
+                self._note(root, "price", f"merging the convolutions of {source} would take {cost}")
+
     def _solve_inner(self) -> None:
         """Solve, inputs first, the values that could be looked through below a convolution: their price is needed."""
         for position in sorted(self._anchored):
@@ -430,6 +474,64 @@ class Planner:
     def _note(self, position: int, code: str, detail: str) -> None:
         """Remember a refusal, once per node and reason."""
         self._refusals.setdefault((position, code), Refusal(position, code, detail))
+
+    # -- why not ----------------------------------------------------------------------------------------------------
+
+    def refusals(self) -> list[Refusal]:
+        """Return what was left alone although it is close to something that folds; call after :meth:`regions`."""
+        for position, decline in self._declined.items():
+            if decline.code not in SILENT and self._is_near(position):
+                self._note(position, decline.code, decline.detail)
+        for position in self._lifted:
+            if position not in self._taken:
+                self._note_held(position)
+        functions = {(f.domain, f.name) for f in self._scope.model.proto.functions}
+        for position, node in enumerate(self._scope.nodes):
+            if (node.domain, node.op) in functions:
+                self._note(position, "local-function", f"{node.op} is a local function; inline it to let it fold")
+        return sorted(self._refusals.values(), key=lambda r: (r.position, r.code))
+
+    def _is_near(self, position: int) -> bool:
+        """Whether a declined node touches a convolution: it is one, or reads one directly."""
+        node = self._scope.nodes[position]
+        if node.op in ("Conv", "ConvTranspose"):
+            return True
+        return any(self._scope.producer.get(v.name, -1) in self._anchored for v in node.inputs)
+
+    def _note_held(self, position: int) -> None:
+        """Note that an op could have been folded into the convolution that it reads, were that not needed elsewhere."""
+        lifted = self._lifted[position]
+        if not all(b.geometry.is_diagonal for b in lifted.branches) or lifted.anchor:
+            return
+        for branch in lifted.branches:
+            maker = self._scope.producer.get(branch.source)
+            if maker is None or maker not in self._lifted or not self._lifted[maker].anchor:
+                continue
+            alone = len(lifted.branches) == 1 and not self._is_uniform(position) and lifted.kernels > 0
+            rival = any(self._shares_source(maker, other.source) for other in lifted.branches if other is not branch)
+            if not alone and not rival:
+                continue
+            value = branch.source
+            if value in {v.name for v in self._scope.proto.output}:
+                self._note(position, "graph-output", f"{value} is an output of the graph")
+            elif value in self._scope.pinned:
+                self._note(position, "captured", f"{value} is read inside an If, Loop or Scan")
+            elif len(set(self._scope.readers[value])) > 1:
+                others = [r for r in self._scope.readers[value] if r != position]
+                self._note(position, "other-reader", f"{value} is also read by {self._scope.node_label(others[0])}")
+
+    def _is_uniform(self, position: int) -> bool:
+        """Whether an op scales or shifts all channels alike (as the parts of an exported GELU do)."""
+        node = self._scope.nodes[position]
+        constants = [self._facts.constants.get(v.name) for v in node.inputs]
+        return node.op != "BatchNormalization" and all(c is None or math.prod(c.dims) == 1 for c in constants)
+
+    def _shares_source(self, maker: int, other: str) -> bool:
+        """Whether a value is, or is made by a convolution from, the source of the convolution at ``maker``."""
+        source = self._lifted[maker].branches[0].source
+        rival = self._scope.producer.get(other)
+        made = rival is not None and rival in self._lifted and self._lifted[rival].branches[0].source == source
+        return other == source or (made and rival != maker)
 
 
 class _Blocked(Exception):

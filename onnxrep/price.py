@@ -1,7 +1,7 @@
 """What a region costs before and after: the first, device-independent price.
 
-A replacement must not start more kernels nor do more arithmetic, and must be strictly better in one of the two. Scales and
-shifts cost a kernel and no arithmetic; a term without any convolution is never turned into one.
+A replacement must not start more kernels nor do more arithmetic, and must be strictly better in one of the two. Scales
+and shifts cost a kernel and no arithmetic; a term without any convolution is never turned into one.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Part:
         unit: the factor if the sum is a multiple of the identity by construction, else None.
         members: indices of the maps in the order in which the region lists them.
         macs_unmerged: arithmetic of the original nodes where no convolution is among them (pools, pads).
+
     """
 
     geometry: Geometry

@@ -8,6 +8,7 @@ normal form have equal sizes for every input that the model accepts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from onnxrep.files import is_external
 from onnxrep.graph import DEFAULT_DOMAINS, Model, Scope
 from onnxrep.lattice import Mode, Taps
 
-_PAYLOAD_LIMIT = 1024
+_PAYLOAD_LIMIT = 64
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,13 @@ def window(
 
     Raises:
         UnknownWindow: an attribute has a value without a meaning here.
+
     """
     axes = len(kernel)
     strides = tuple(attributes.get("strides") or (1,) * axes)
     dilations = tuple(attributes.get("dilations") or (1,) * axes)
     pads = tuple(attributes.get("pads") or (0,) * (2 * axes))
-    auto = attributes.get("auto_pad", "NOTSET") or "NOTSET"
+    auto: str = attributes.get("auto_pad", "NOTSET") or "NOTSET"
     if len(strides) != axes or len(dilations) != axes or len(pads) != 2 * axes:
         raise UnknownWindow("strides, dilations or pads do not fit the kernel")
     if min((*strides, *dilations, *kernel, 1)) < 1:
@@ -97,8 +99,8 @@ def window(
             else:
                 length = lengths[axis] if lengths else None
                 if not isinstance(length, int):
-                    taps = tuple(tuple(d * k for k in range(n)) for d, n in zip(dilations, kernel, strict=True))
-                    return taps, strides, (-1,) * axes, auto
+                    free = tuple(tuple(d * k for k in range(n)) for d, n in zip(dilations, kernel, strict=True))
+                    return free, strides, (-1,) * axes, "SAME_UPPER" if auto == "SAME_UPPER" else "SAME_LOWER"
                 total = max((-(-length // strides[axis]) - 1) * strides[axis] + reach - length, 0)
             small, large = total // 2, total - total // 2
             begins.append(small if auto == "SAME_UPPER" else large)
@@ -216,7 +218,8 @@ class Shapes:
             if margins is None:
                 return None
             return tuple(
-                d + b + e if isinstance(d, int) else d.through(1, b + e - 1) for d, (b, e) in zip(first, margins, strict=True)
+                d + b + e if isinstance(d, int) else d.through(1, b + e - 1)
+                for d, (b, e) in zip(first, margins, strict=True)
             )
         if node.op == "Concat":
             axis = int(node.attrs.get("axis", 1))
@@ -284,7 +287,7 @@ def infer(model: Model) -> dict[int, onnx.GraphProto]:
     _light(model.proto.graph, copy.graph, inner=False)
     try:
         result = onnx.shape_inference.infer_shapes(copy, data_prop=True)
-    except Exception:  # inference of a hostile or unusual model: no static sizes then
+    except Exception:  # noqa: BLE001  inference of a hostile or unusual model: no static sizes then
         result = copy
     graphs: dict[int, onnx.GraphProto] = {}
     for scope in model.scopes:
@@ -332,7 +335,7 @@ def _light(source: onnx.GraphProto, target: onnx.GraphProto, inner: bool) -> Non
 
 def _light_tensor(source: onnx.TensorProto, target: onnx.TensorProto) -> None:
     """Copy a tensor, its payload only if it is small."""
-    if source.ByteSize() <= _PAYLOAD_LIMIT and not is_external(source):
+    if math.prod(source.dims) <= _PAYLOAD_LIMIT and not is_external(source):
         target.CopyFrom(source)
     else:
         target.name, target.data_type = source.name, source.data_type

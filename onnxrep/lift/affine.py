@@ -1,4 +1,4 @@
-"""Ops that treat each channel and position by itself: BatchNormalization, scales, shifts, sums, and ops that do nothing."""
+"""Ops that treat each channel and position by itself: BatchNormalization, scales, shifts, sums, and idle ones."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def lift_batch_normalization(node: gs.Node, facts: Facts) -> Lifted:
         Decline: it normalises with the batch's own statistics, or per element (``spatial=0``, before opset 9).
 
     https://onnx.ai/onnx/operators/onnx__BatchNormalization.html
+
     """
     allow(node, ("epsilon", "momentum", "training_mode", "spatial"))
     if node.attrs.get("training_mode", 0) or any(v.name for v in node.outputs[1:]):

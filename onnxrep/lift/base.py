@@ -1,7 +1,7 @@
 """What a lift is given and what it returns.
 
-A lift reads one node and states it as a form over the node's data inputs, first without numbers (:class:`Lifted`), then,
-only for regions that are worth it, with them. It understands a listed set of attributes and declines on any other.
+A lift reads one node and states it as a form over the node's data inputs: first without numbers (:class:`Lifted`),
+then, only for regions that are worth it, with them. It understands a set of attributes and declines on any other.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Branch:
         geometry: of the map.
         unit: the factor if the map is a multiple of the identity by construction (an Add's operand is 1, the second
             operand of Sub is -1), else None.
+
     """
 
     source: str
@@ -55,6 +56,7 @@ class Lifted:
         anchor: whether the node is a convolution or the like, as opposed to an element-wise op.
         macs: multiply-accumulates per position of the result.
         kernels: how many kernels a runtime starts for the node.
+
     """
 
     branches: tuple[Branch, ...]
@@ -86,6 +88,7 @@ class Facts:
 
         Raises:
             Decline: it is not constant, or not a float tensor.
+
         """
         constant = self.constants.get(name)
         if constant is not None:
@@ -93,6 +96,8 @@ class Facts:
         home = self.scope.home(name)
         if home is not None and name in home.initializers:
             raise Decline("overridable", f"{what} {name} is a graph input that a caller may override")
+        if home is not None and name in home.producer and home.nodes[home.producer[name]].op == "DequantizeLinear":
+            raise Decline("quantized", f"{what} {name} is dequantized from integers")
         raise Decline("not-constant", f"{what} {name} is computed from data")
 
     def shape(self, name: str) -> Shape:
@@ -100,6 +105,7 @@ class Facts:
 
         Raises:
             Decline: not even the rank is known.
+
         """
         shape = self.shapes.of(name)
         if shape is None:
@@ -111,6 +117,7 @@ class Facts:
 
         Raises:
             Decline: rank or channel count is not known.
+
         """
         shape = self.shape(name)
         if len(shape) < 2:

@@ -1,0 +1,232 @@
+"""The command line: arguments and exit codes, nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from onnxrep import __version__
+from onnxrep.errors import OnnxrepError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from onnxrep.pipeline import Options
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0 done, 1 a model failed, 2 usage, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except OnnxrepError as error:
+        if options.debug:
+            raise
+        _complain(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output is gone
+        return 1
+    except Exception as error:
+        if options.debug:
+            raise
+        _complain(f"internal error, please report it: {type(error).__name__}: {error} (--debug shows where)")
+        return 1
+    return code
+
+
+def _complain(text: str) -> None:
+    """Print one line to stderr."""
+    print(f"onnxrep: {' '.join(text.splitlines())}", file=sys.stderr)  # noqa: T201
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaint names the help."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = _Parser(
+        prog="onnxrep",
+        description="Fold the parallel branches of exported ONNX models into single convolutions, and prove that the "
+        "function is the same.",
+        epilog="exit codes: 0 done (also when nothing folds), 1 a model failed, was rejected or could not be verified, "
+        "2 wrong usage, 130 interrupted",
+    )
+    parser.add_argument("--version", action="version", version=f"onnxrep {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    _optimize_command(commands)
+    _inspect_command(commands)
+    _verify_command(commands)
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    """Add what every command knows."""
+    parser.add_argument("-v", "--verbose", action="store_true", help="show every fold and every refusal")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _checking(parser: argparse.ArgumentParser) -> None:
+    """Add what commands that run models know."""
+    parser.add_argument(
+        "--provider", choices=("cpu", "cuda"), default="cpu", help="where both models run for the check (default: cpu)"
+    )
+    parser.add_argument(
+        "--input-shape",
+        action="append",
+        default=[],
+        metavar="NAME:1,3,224,224",
+        help="shape of an input with dynamic dimensions; may be repeated",
+    )
+    parser.add_argument(
+        "--input-data", type=Path, metavar="FILE.npz", help="check on these inputs too (arrays named as the inputs)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="threads for ONNX Runtime (default: its own choice)"
+    )
+
+
+def _optimize_command(commands: argparse._SubParsersAction[_Parser]) -> None:
+    """Add ``optimize``."""
+    text = "fold one model, verify it, write it"
+    parser = commands.add_parser("optimize", help=text, description=text)
+    parser.add_argument("model", type=Path, metavar="MODEL", help="the .onnx file to read")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="OUT", help="the file to write (default: MODEL.rep.onnx beside it)"
+    )
+    parser.add_argument("--no-verify", action="store_true", help="do not compare the models end to end")
+    parser.add_argument(
+        "--allow-unverified", action="store_true", help="write the model also if the check could not decide (exit 0)"
+    )
+    parser.add_argument(
+        "--external-data", action="store_true", help="write the weights into a data file beside the model"
+    )
+    parser.add_argument(
+        "--follow-symlinks", action="store_true", help="write through an output that is a symbolic link"
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write everything about the run as JSON")
+    _checking(parser)
+    _common(parser)
+    parser.set_defaults(run=_optimize)
+
+
+def _inspect_command(commands: argparse._SubParsersAction[_Parser]) -> None:
+    """Add ``inspect``."""
+    text = "say what would fold, what would not, and why; write nothing"
+    parser = commands.add_parser("inspect", help=text, description=text)
+    parser.add_argument("model", type=Path, metavar="MODEL", help="the .onnx file to read")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write everything as JSON")
+    _common(parser)
+    parser.set_defaults(run=_inspect)
+
+
+def _verify_command(commands: argparse._SubParsersAction[_Parser]) -> None:
+    """Add ``verify``."""
+    text = "say whether two models are the same function"
+    parser = commands.add_parser("verify", help=text, description=text)
+    parser.add_argument("before", type=Path, metavar="BEFORE", help="the original model")
+    parser.add_argument("after", type=Path, metavar="AFTER", help="the model that should be the same function")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    _checking(parser)
+    _common(parser)
+    parser.set_defaults(run=_verify)
+
+
+def _console() -> Console:
+    """Return the console for results; wide lines are not broken where nobody looks."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=160, no_color=True)
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    """Return the pipeline's options."""
+    from onnxrep.pipeline import Options
+
+    return Options(
+        verify=not getattr(arguments, "no_verify", False),
+        provider=arguments.provider,
+        input_shapes=dict(_shape(text) for text in arguments.input_shape),
+        input_data=arguments.input_data,
+        allow_unverified=getattr(arguments, "allow_unverified", False),
+        external_data=getattr(arguments, "external_data", False),
+        follow_symlinks=getattr(arguments, "follow_symlinks", False),
+        threads=arguments.threads,
+    )
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Return name and shape of an ``--input-shape``."""
+    name, _, dims = text.rpartition(":")
+    try:
+        shape = tuple(int(d) for d in dims.replace("x", ",").split(",") if d)
+    except ValueError:
+        shape = (-1,)
+    if not name or any(d < 0 for d in shape):
+        raise UsageError(f"--input-shape {text}: expected NAME:1,3,224,224")
+    return name, shape
+
+
+def _optimize(arguments: argparse.Namespace) -> int:
+    """Run ``optimize``."""
+    from onnxrep import files, pipeline
+    from onnxrep.report import text
+
+    if arguments.report:
+        files.check_target(arguments.report, arguments.follow_symlinks)
+    default = arguments.model.with_suffix(".rep.onnx")
+    options = _options(arguments)
+    result = pipeline.optimize(
+        arguments.model, arguments.output or default, options, keep_unchanged=bool(arguments.output)
+    )
+    if arguments.report:
+        files.write_bytes(arguments.report, result.report.to_json().encode())
+    text.show(result.report, _console(), arguments.verbose)
+    good = result.ok or (result.status == "unverified" and options.allow_unverified)
+    return 0 if good else 1
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    """Run ``inspect``."""
+    from onnxrep import files, pipeline
+    from onnxrep.report import text
+
+    if arguments.report:
+        files.check_target(arguments.report)
+    report = pipeline.inspect(arguments.model)
+    if arguments.report:
+        files.write_bytes(arguments.report, report.to_json().encode())
+    if arguments.json:
+        sys.stdout.write(report.to_json())
+    else:
+        text.show_plan(report, _console(), arguments.verbose)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    """Run ``verify``."""
+    from onnxrep import pipeline
+    from onnxrep.report import text
+
+    found = pipeline.verify(arguments.before, arguments.after, _options(arguments))
+    if arguments.json:
+        sys.stdout.write(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    else:
+        text.show_verification(found, _console(), arguments.verbose)
+    return 0 if found.verdict == "verified" else 1

@@ -1,0 +1,166 @@
+"""The record of one run on one model: frozen, plain, and the same in Python, JSON and text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA = 1
+"""Version of the JSON form. It grows when a field changes its meaning or goes; new fields alone do not change it."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as a person finds it: its name (or what else tells it from others) and its op type."""
+
+    name: str
+    op: str
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """A new node, with the attributes of a convolution where it is one."""
+
+    name: str
+    op: str
+    kernel_shape: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    group: int = 1
+    channels: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One region that was replaced.
+
+    Attributes:
+        output: the value that it makes, before and after.
+        sources: the values that it reads.
+        kind: ``merge`` (parallel branches became one) or ``fuse`` (nodes in sequence became one).
+        scope: the nodes around it if it lies in the body of an If, Loop or Scan; else empty.
+        removed, emitted: what went in and what came out.
+        macs: multiply-accumulates per position of the output, before and after.
+        round: 1 for what folds at once, 2 and on for what folded thanks to a former round.
+
+    """
+
+    output: str
+    sources: tuple[str, ...]
+    kind: str
+    scope: str
+    removed: tuple[Node, ...]
+    emitted: tuple[Emitted, ...]
+    macs: tuple[float, float]
+    round: int
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A node that was left alone: a stable code (see :mod:`onnxrep.reasons`), its meaning, and what was met here."""
+
+    node: Node
+    scope: str
+    code: str
+    meaning: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """How one output compared on one input set; see :class:`onnxrep.verify.judge.OutputFigures`."""
+
+    output: str
+    inputs: str
+    status: str
+    error_before: float
+    error_after: float
+    max_error_before: float
+    max_error_after: float
+    rms: float
+    largest: float
+    max_difference: float
+    ratio: float
+    limit: float
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the end-to-end check found, and with what."""
+
+    verdict: str
+    reason: str
+    provider: str
+    levels: tuple[str, ...]
+    inputs: tuple[str, ...]
+    seed: int
+    roundoff: float
+    constants: Mapping[str, float]
+    islands: tuple[str, ...]
+    notes: tuple[str, ...]
+    outputs: tuple[OutputCheck, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, with the schema version first."""
+        return {"schema": SCHEMA, **_plain(dataclasses.asdict(self))}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything about one run on one model.
+
+    Attributes:
+        status: ``folded``, ``unchanged``, ``rejected`` or ``unverified``.
+        input, input_sha256: the file read (empty for a model in memory) and the hash of its bytes.
+        output: the file written, or empty.
+        written: all files written, data files included.
+        counts_before, counts_after: op type -> number of nodes, subgraphs included.
+        bytes_before, bytes_after: size of the weights.
+        folds, refusals: what was done, and what was left alone and why.
+        verification: None if it was not run.
+        seconds: per stage.
+        versions: of onnxrep and what it rests on.
+        options: those that the caller gave.
+
+    """
+
+    status: str
+    input: str
+    input_sha256: str
+    output: str
+    written: tuple[str, ...]
+    counts_before: Mapping[str, int]
+    counts_after: Mapping[str, int]
+    bytes_before: int
+    bytes_after: int
+    folds: tuple[Fold, ...]
+    refusals: tuple[Refusal, ...]
+    verification: Verification | None
+    seconds: Mapping[str, float]
+    versions: Mapping[str, str]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, with the schema version first."""
+        return {"schema": SCHEMA, **_plain(dataclasses.asdict(self))}
+
+    def to_json(self) -> str:
+        """Return JSON text; numbers that JSON lacks (infinity, NaN) become null."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

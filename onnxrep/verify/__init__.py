@@ -1,0 +1,1 @@
+"""Proof that two models are the same function: float64 twin, ONNX Runtime sessions, inputs, judgement."""

@@ -1,0 +1,358 @@
+"""The end-to-end check: run original and new model on many inputs, judge every output, give a verdict."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxrep import files
+from onnxrep.graph import DEFAULT_DOMAINS
+from onnxrep.verify import judge
+from onnxrep.verify.errors import CannotRun, NoInput, NoTwin
+from onnxrep.verify.inputs import CONSTANT_SETS, InputSet, Wishes, index_limits, input_sets, seed_of
+from onnxrep.verify.judge import OutputFigures, compare, settle
+from onnxrep.verify.sessions import LARGEST_MESSAGE, Level, Runtime, Session
+from onnxrep.verify.twin import FLOATS, RANDOM, Twin, operators
+
+LEVELS: tuple[Level, ...] = ("off", "all")
+
+DISCRETE = frozenset(
+    "ArgMax ArgMin TopK NonMaxSuppression Greater GreaterOrEqual Less LessOrEqual Equal Floor Ceil Round Sign Hardmax"
+    " NonZero Unique QuantizeLinear DynamicQuantizeLinear Cast".split()
+)
+"""Ops at which an error within rounding may become a jump."""
+
+_MOST_ISLANDS = 24
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models: its message, its bytes if they are at hand, and where its external data lies."""
+
+    model: onnx.ModelProto
+    data: bytes | None
+    folder: Path | None
+
+    def serialized(self) -> bytes:
+        """Return the bytes of the model.
+
+        Raises:
+            CannotRun: it is larger than a protobuf message may be.
+
+        """
+        if self.data is None and self.model.ByteSize() > LARGEST_MESSAGE:
+            raise CannotRun("the model is larger than 2 GiB; keep its weights in external data")
+        return self.model.SerializeToString() if self.data is None else self.data
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the check found.
+
+    Attributes:
+        verdict: ``verified``, ``rejected`` or ``unverified``.
+        reason: why not verified; empty if it is.
+        figures: one per output and input set.
+        provider: the execution provider that ran both models.
+        levels: ONNX Runtime's optimization levels that were used.
+        inputs: names of the input sets.
+        seed: of the random inputs.
+        roundoff: unit roundoff against which errors were judged.
+        islands: op types that the float64 twin ran in float32.
+        notes: what a reader should know besides.
+
+    """
+
+    verdict: str
+    reason: str = ""
+    figures: tuple[OutputFigures, ...] = ()
+    provider: str = "cpu"
+    levels: tuple[str, ...] = LEVELS
+    inputs: tuple[str, ...] = ()
+    seed: int = 0
+    roundoff: float = 0.0
+    islands: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def worst(self) -> OutputFigures | None:
+        """The figures nearest to (or farthest beyond) their limit."""
+        judged = [f for f in self.figures if f.status in ("same", "different")]
+        return max(judged, key=lambda f: (f.status == "different", f.ratio / f.limit if f.limit else 0.0), default=None)
+
+
+def check(before: Side, after: Side, runtime: Runtime, wishes: Wishes) -> Verdict:
+    """Judge whether two models are the same function.
+
+    Raises:
+        UsageError: the user's shapes or data do not fit the model.
+        ProviderUnavailable: the provider does not run the models.
+
+    """
+    fault = interface_fault(before.model, after.model)
+    if fault:
+        return Verdict("rejected", f"interface: {fault}", provider=runtime.provider)
+    return _Check(before, after, runtime, wishes).verdict()
+
+
+def interface_fault(before: onnx.ModelProto, after: onnx.ModelProto) -> str:
+    """Say how the interfaces of two models differ: names, order, types, declared shapes; empty if they do not."""
+    for kind in ("input", "output"):
+        old, new = _interface(before, kind), _interface(after, kind)
+        if [v.name for v in old] != [v.name for v in new]:
+            return f"{kind}s {[v.name for v in new]} instead of {[v.name for v in old]}"
+        for a, b in zip(old, new, strict=True):
+            if a.type != b.type:
+                return f"{kind} {files.printable(a.name)} is declared with another type or shape"
+    return ""
+
+
+def _interface(model: onnx.ModelProto, kind: str) -> list[onnx.ValueInfoProto]:
+    """Return the inputs or outputs that a caller sees."""
+    hidden = {t.name for t in model.graph.initializer} if kind == "input" and model.ir_version < 4 else set()
+    return [v for v in getattr(model.graph, kind) if v.name not in hidden]
+
+
+class _Check:
+    """One run of the check."""
+
+    def __init__(self, before: Side, after: Side, runtime: Runtime, wishes: Wishes) -> None:
+        self._before, self._after, self._runtime, self._wishes = before, after, runtime, wishes
+        self._seed = seed_of(before.serialized()) if before.model.ByteSize() <= LARGEST_MESSAGE else 0
+        self._roundoff = roundoff_of(before.model, after.model)
+        self._choices = discrete_choices(before.model, after.model)
+        self._outputs = [v.name for v in before.model.graph.output]
+        self._figures: list[OutputFigures] = []
+        self._ran: list[str] = []
+        self._jumped: set[str] = set()
+        self._islands: set[str] = set()
+        self._forced: frozenset[str] = frozenset()
+        self._twins: dict[Any, Session] = {}
+        self._notes: list[str] = []
+
+    def verdict(self) -> Verdict:
+        """Run everything and decide."""
+        if any(op in RANDOM and domain in DEFAULT_DOMAINS for domain, op in operators(self._before.model)):
+            return self._say("unverified", "the model draws random numbers")
+        try:
+            old = self._sessions(self._before)
+        except CannotRun as error:
+            return self._say("unverified", f"ONNX Runtime does not run the original: {error}")
+        try:
+            new = self._sessions(self._after)
+        except CannotRun as error:
+            return self._say("rejected", f"ONNX Runtime does not load the new model: {error}")
+        try:
+            for inputs in input_sets(old[0], self._wishes, self._seed, index_limits(self._before.model)):
+                stop = self._run(inputs, old, new)
+                if stop is not None:
+                    return stop
+        except NoInput as error:
+            return self._say("unverified", f"no legal input: {error}")
+        except NoTwin as error:
+            return self._say("unverified", f"no float64 twin: {error}")
+        except MemoryError:
+            return self._say("unverified", "not enough memory for the float64 twin")
+        return self._decide()
+
+    @property
+    def _extra(self) -> list[str]:
+        """Values to watch besides the outputs."""
+        return [n for n in dict.fromkeys((*self._choices.causes, *self._choices.results)) if n not in self._outputs]
+
+    def _say(self, verdict: str, reason: str = "") -> Verdict:
+        return Verdict(
+            verdict,
+            reason,
+            tuple(self._figures),
+            self._runtime.provider,
+            LEVELS,
+            tuple(self._ran),
+            self._seed,
+            self._roundoff,
+            tuple(sorted(self._islands)),
+            tuple(self._notes),
+        )
+
+    def _sessions(self, side: Side) -> list[Session]:
+        """Return a session per level, with the probes as further outputs."""
+        data = _with_outputs(side, self._extra)
+        return [self._runtime.session(data, level, side.folder) for level in LEVELS]
+
+    def _run(self, inputs: InputSet, old: Sequence[Session], new: Sequence[Session]) -> Verdict | None:
+        """Compare on one input set; return a verdict if nothing more needs to be run."""
+        try:
+            before = [s.run(inputs.feeds) for s in old]
+        except CannotRun as error:
+            return self._say("unverified", f"ONNX Runtime does not run the original on {inputs.name}: {error}")
+        if not self._ran:
+            again = old[0].run(inputs.feeds)
+            if any(not _same(before[0][k], again[k]) for k in again):
+                return self._say("unverified", "the original differs from itself in a second run")
+        try:
+            after = [s.run(inputs.feeds) for s in new]
+        except CannotRun as error:
+            return self._say("rejected", f"ONNX Runtime does not run the new model on {inputs.name}: {error}")
+        reference = self._reference(inputs)
+        self._ran.append(inputs.name)
+        runs = [*before, *after, reference]
+        jumped = any(not np.array_equal(runs[0][r], run[r]) for r in self._choices.results for run in runs[1:])
+        for name in dict.fromkeys((*self._outputs, *self._choices.causes)):
+            olds, news = [b[name] for b in before], [a[name] for a in after]
+            self._figures.append(compare(name, inputs.name, olds, news, reference[name]))
+        if jumped:
+            self._jumped.add(inputs.name)
+        return None
+
+    def _reference(self, inputs: InputSet) -> dict[str, Any]:
+        """Return the outputs of the float64 twin."""
+        feeds = {k: v.astype(np.float64) if np.issubdtype(v.dtype, np.floating) else v for k, v in inputs.feeds.items()}
+        return self._twin({k: v.shape for k, v in inputs.feeds.items()}).run(feeds)
+
+    def _twin(self, shapes: Mapping[str, tuple[int, ...]]) -> Session:
+        """Return a session of the twin: one for all sizes, or where that cannot be one per size."""
+        key = tuple(shapes.items())
+        for known in (None, key):
+            if known in self._twins:
+                return self._twins[known]
+        try:
+            self._twins[None] = self._build_twin(None)
+            return self._twins[None]
+        except NoTwin:
+            self._twins[key] = self._build_twin(shapes)
+            return self._twins[key]
+
+    def _build_twin(self, shapes: Mapping[str, tuple[int, ...]] | None) -> Session:
+        """Build the twin; ops that turn out to have no double kernel become islands."""
+        source = onnx.ModelProto()
+        source.ParseFromString(_with_outputs(self._before, self._extra))
+        for _ in range(_MOST_ISLANDS):
+            twin = Twin(source, self._before.folder, self._forced, shapes)
+            if twin.model.ByteSize() > LARGEST_MESSAGE:
+                raise NoTwin("it would be larger than 2 GiB")
+            try:
+                session = Runtime("cpu", self._runtime.threads).session(twin.model, "off", reuse_memory=False)
+            except CannotRun as error:
+                missing = re.search(r"implementation for (\w+)\(", str(error))
+                if missing is None or missing[1] in self._forced:
+                    raise NoTwin(str(error)) from None
+                self._forced |= {missing[1]}
+                continue
+            self._islands |= set(twin.islands)
+            return session
+        raise NoTwin("too many ops have no double kernel")
+
+    def _undecided(self, f: OutputFigures) -> OutputFigures:
+        """Mark a difference that a discrete choice explains: one fell otherwise on this input set."""
+        if f.status == "different" and f.output in self._choices.behind and f.inputs in self._jumped:
+            return replace(f, status="undecided")
+        return f
+
+    def _decide(self) -> Verdict:
+        """Turn figures into a verdict."""
+        by_output: dict[str, list[OutputFigures]] = {}
+        for f in self._figures:
+            by_output.setdefault(f.output, []).append(f)
+        settled = [f for mine in by_output.values() for f in settle(mine, self._roundoff)]
+        self._figures = [self._undecided(f) for f in settled]
+        wrong = [f for f in self._figures if f.status == "different"]
+        if wrong:
+            f = wrong[0]
+            errors = f" (error {f.error_after:.3g}, the original's {f.error_before:.3g})" if f.rms else ""
+            where = f"{files.printable(f.output)} on {f.inputs}"
+            return self._say("rejected", f"{where} differs{errors}{': ' if f.detail else ''}{f.detail}")
+        undecided = sum(f.status == "undecided" for f in self._figures)
+        if undecided:
+            self._notes.append(f"{undecided} comparisons behind a discrete choice (TopK and the like) are undecided")
+            if not self._choices.complete:
+                return self._say(
+                    "unverified", "outputs behind a discrete choice jump, and what feeds it cannot be seen"
+                )
+        for output in self._outputs:
+            mine = [f for f in self._figures if f.output == output]
+            if not any(f.status == "same" and not f.inputs.startswith(CONSTANT_SETS) for f in mine):
+                kinds = sorted({f.detail or f.status for f in mine})
+                return self._say("unverified", f"output {files.printable(output)} decided nothing: {'; '.join(kinds)}")
+        return self._say("verified")
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether two results are bitwise equal, NaN included."""
+    a, b = np.asarray(first), np.asarray(second)
+    return a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def _with_outputs(side: Side, names: Iterable[str]) -> bytes:
+    """Return the bytes of a model that also outputs these values."""
+    names = list(names)
+    if not names:
+        return side.serialized()
+    copy = onnx.ModelProto()
+    copy.CopyFrom(side.model)
+    for name in names:
+        copy.graph.output.add(name=name)
+    return Side(copy, None, side.folder).serialized()
+
+
+def roundoff_of(before: onnx.ModelProto, after: onnx.ModelProto) -> float:
+    """Return the unit roundoff of the coarsest type among the outputs and the weights that only the new model has."""
+    known = {t.name for t in files.tensors(before)}
+    kinds: set[int] = {t.data_type for t in files.tensors(after) if t.data_type in FLOATS and t.name not in known}
+    kinds |= {v.type.tensor_type.elem_type for v in after.graph.output if v.type.tensor_type.elem_type in FLOATS}
+    return max((judge.ROUNDOFF[k] for k in kinds), default=judge.ROUNDOFF[onnx.TensorProto.FLOAT])
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The discrete ops of a model: where an error within rounding may become a jump.
+
+    Attributes:
+        behind: outputs that depend on such an op.
+        causes: float values that feed such ops, present in both models.
+        results: what such ops make, present in both models.
+        complete: whether every value that feeds such an op can be watched.
+
+    """
+
+    behind: frozenset[str] = frozenset()
+    causes: tuple[str, ...] = ()
+    results: tuple[str, ...] = ()
+    complete: bool = True
+
+
+def discrete_choices(before: onnx.ModelProto, after: onnx.ModelProto) -> Choices:
+    """Find the discrete ops that outputs depend on. What depends on sizes alone is no choice."""
+    outputs = {v.name for v in before.graph.output}
+    inputs = {v.name for v in before.graph.input}
+    common = {o for n in before.graph.node for o in n.output} & {o for n in after.graph.node for o in n.output}
+    fixed = {t.name for t in before.graph.initializer}
+    tainted: set[str] = set()
+    causes: list[str] = []
+    results: list[str] = []
+    complete = True
+    for node in before.graph.node:
+        read = [i for i in node.input if i]
+        standard = node.domain in DEFAULT_DOMAINS
+        if all(i in fixed for i in read) or (standard and node.op_type in ("Shape", "Size")):
+            fixed.update(node.output)
+            continue
+        discrete = standard and node.op_type in DISCRETE
+        if discrete and node.op_type == "Cast":
+            discrete = next((a.i for a in node.attribute if a.name == "to"), 0) not in FLOATS
+        if discrete:
+            watched = [i for i in read if i not in fixed and i not in tainted]
+            complete &= all(i in common or i in inputs for i in watched)
+            causes += [i for i in watched if i in common]
+            results += [o for o in node.output if o in common]
+        if discrete or any(i in tainted for i in read):
+            tainted.update(node.output)
+    behind = frozenset(outputs & tainted)
+    if not behind:
+        return Choices()
+    return Choices(behind, tuple(dict.fromkeys(causes)), tuple(dict.fromkeys(results)), complete)

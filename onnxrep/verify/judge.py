@@ -1,0 +1,199 @@
+"""Is it the same function? Two models against a reference, judged by the original's own rounding.
+
+Original and folded model are both approximations; comparing them with each other cannot tell which one is off. So both
+are compared with a reference (the float64 twin), and the folded one may be a little worse than the original, not more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+RMS_FACTOR, RMS_FLOOR = 4.0, 4.0
+"""``rms(E_new) <= RMS_FACTOR * rms(E_old) + RMS_FLOOR * u * rms(R)``."""
+
+MAX_FACTOR, MAX_FLOOR = 8.0, 16.0
+"""``max(E_new) <= MAX_FACTOR * max(E_old) + MAX_FLOOR * u * max|R|``."""
+
+ILL_CONDITIONED = 0.05
+"""Relative rms error of the original itself beyond which the ratio test has lost its power."""
+
+CONSTANTS = {
+    "rms_factor": RMS_FACTOR,
+    "rms_floor": RMS_FLOOR,
+    "max_factor": MAX_FACTOR,
+    "max_floor": MAX_FLOOR,
+    "ill_conditioned": ILL_CONDITIONED,
+}
+"""All constants of the judgement, as reports print them."""
+
+ROUNDOFF: Mapping[int, float] = {
+    onnx.TensorProto.DOUBLE: 2.0**-53,
+    onnx.TensorProto.FLOAT: 2.0**-24,
+    onnx.TensorProto.FLOAT16: 2.0**-11,
+    onnx.TensorProto.BFLOAT16: 2.0**-8,
+}
+"""Unit roundoff of each float type."""
+
+Outputs = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class OutputFigures:
+    """How one output compares on one input set; errors are against the reference, over all levels.
+
+    Attributes:
+        output, inputs: which.
+        status: ``same``, ``different``, ``undecided`` (behind a discrete choice) or ``skipped`` (original not finite).
+        error_before, error_after, max_error_before, max_error_after: rms and largest errors of the two models.
+        rms, largest: of the reference.
+        max_difference: largest absolute difference between the two models themselves.
+        ratio: error of the new model over that of the original (rms); infinity if only the new one errs.
+        limit: the ratio at which it would be judged different.
+        detail: for a difference: where, and the values there.
+
+    """
+
+    output: str
+    inputs: str
+    status: str
+    error_before: float = 0.0
+    error_after: float = 0.0
+    max_error_before: float = 0.0
+    max_error_after: float = 0.0
+    rms: float = 0.0
+    largest: float = 0.0
+    max_difference: float = 0.0
+    ratio: float = 1.0
+    limit: float = RMS_FACTOR
+    detail: str = ""
+
+
+def compare(output: str, inputs: str, old: Sequence[Any], new: Sequence[Any], reference: Any) -> OutputFigures:
+    """Compare one output on one input set; the errors that this measures are judged by :func:`settle`.
+
+    ``old`` and ``new`` are the output of the original and of the new model, one array per level, in the same order;
+    ``reference`` is the output in float64, of the same shape, or None if there is none (then values must be equal).
+
+    """
+    for a, b in zip(old, new, strict=True):
+        if np.shape(a) != np.shape(b):
+            return OutputFigures(output, inputs, "different", detail=f"shape {np.shape(b)} instead of {np.shape(a)}")
+        if np.asarray(a).dtype != np.asarray(b).dtype:
+            return OutputFigures(
+                output, inputs, "different", detail=f"type {np.asarray(b).dtype} instead of {np.asarray(a).dtype}"
+            )
+    if np.size(old[0]) == 0:
+        return OutputFigures(output, inputs, "skipped", detail="no element")
+    if not np.issubdtype(np.asarray(old[0]).dtype, np.floating) or reference is None:
+        return _exact(output, inputs, old, new)
+    wide = [np.asarray(a, np.float64) for a in old], [np.asarray(b, np.float64) for b in new]
+    pattern = _non_finite(output, inputs, *wide, np.asarray(reference, np.float64))
+    if pattern is not None:
+        return pattern
+    return _measured(output, inputs, *wide, np.asarray(reference, np.float64))
+
+
+def _exact(output: str, inputs: str, old: Sequence[Any], new: Sequence[Any]) -> OutputFigures:
+    """Compare values that must be equal."""
+    for a, b in zip(old, new, strict=True):
+        if not np.array_equal(a, b):
+            where = np.argwhere(np.asarray(a) != np.asarray(b))
+            place = tuple(int(i) for i in where[0]) if len(where) else ()
+            values = f"{np.asarray(a)[place]} became {np.asarray(b)[place]}"
+            return OutputFigures(output, inputs, "different", detail=f"{len(where)} values, first at {place}: {values}")
+    return OutputFigures(output, inputs, "same")
+
+
+def _non_finite(
+    output: str, inputs: str, old: Sequence[NDArray[Any]], new: Sequence[NDArray[Any]], reference: NDArray[Any]
+) -> OutputFigures | None:
+    """Judge NaN and infinity; None if everything is finite."""
+    if all(np.isfinite(a).all() for a in (*old, *new)):
+        if np.isfinite(reference).all():
+            return None
+        return OutputFigures(output, inputs, "skipped", detail="the reference is not finite")
+    for a, b in zip(old, new, strict=True):
+        fresh = np.isfinite(a) & ~np.isfinite(b)
+        if fresh.any():
+            place = tuple(int(i) for i in np.argwhere(fresh)[0])
+            detail = (
+                f"{int(fresh.sum())} values became NaN or infinite, first at {place}: {a[place]:.6g} became {b[place]}"
+            )
+            return OutputFigures(output, inputs, "different", detail=detail)
+        same = np.array_equal(np.isnan(a), np.isnan(b)) and np.array_equal(a[np.isinf(a)], b[np.isinf(a)])
+        if not same:
+            return OutputFigures(output, inputs, "different", detail="NaN and infinity lie elsewhere")
+    return OutputFigures(output, inputs, "skipped", detail="the original is not finite")
+
+
+def _measured(
+    output: str,
+    inputs: str,
+    old: Sequence[NDArray[np.float64]],
+    new: Sequence[NDArray[np.float64]],
+    reference: NDArray[np.float64],
+) -> OutputFigures:
+    """Measure both models' errors; :func:`settle` judges them."""
+    level = max(range(len(new)), key=lambda i: _largest(new[i] - reference))
+    place = np.unravel_index(int(np.argmax(np.abs(new[level] - reference))), reference.shape)
+    values = f"reference {reference[place]:.9g}, original {old[level][place]:.9g}, new {new[level][place]:.9g}"
+    return OutputFigures(
+        output,
+        inputs,
+        "same",
+        max(_rms(a - reference) for a in old),
+        max(_rms(b - reference) for b in new),
+        max(_largest(a - reference) for a in old),
+        max(_largest(b - reference) for b in new),
+        _rms(reference),
+        _largest(reference),
+        max(_largest(a - b) for a, b in zip(old, new, strict=True)),
+        detail=f"at {tuple(int(i) for i in place)}: {values}",
+    )
+
+
+def settle(figures: Sequence[OutputFigures], roundoff: float) -> list[OutputFigures]:
+    """Judge one output's figures over all input sets by the ratio test.
+
+    The original's error is that on the same input set, or its usual error (the median over the sets, relative to the
+    output's size) where that is larger: on a handful of values the original may be right by luck.
+    """
+    measured = [f for f in figures if f.rms and f.status == "same"]
+    usual_rms = median((f.error_before / f.rms for f in measured), 0.0)
+    usual_max = median((f.max_error_before / f.largest for f in measured), 0.0)
+    return [_judged(f, usual_rms, usual_max, roundoff) if f in measured else f for f in figures]
+
+
+def _judged(f: OutputFigures, usual_rms: float, usual_max: float, roundoff: float) -> OutputFigures:
+    """Apply the ratio test to one input set."""
+    old_rms, old_max = max(f.error_before, usual_rms * f.rms), max(f.max_error_before, usual_max * f.largest)
+    rms_limit = RMS_FACTOR * old_rms + RMS_FLOOR * roundoff * f.rms
+    max_limit = MAX_FACTOR * old_max + MAX_FLOOR * roundoff * f.largest
+    good = f.error_after <= rms_limit and f.max_error_after <= max_limit
+    if good and f.error_before > ILL_CONDITIONED * f.rms:
+        detail = f"ill-conditioned: the original itself is off by {f.error_before / f.rms:.0%}"
+        return replace(f, status="skipped", detail=detail)
+    ratio = f.error_after / old_rms if old_rms else (1.0 if not f.error_after else math.inf)
+    limit = rms_limit / old_rms if old_rms else math.inf
+    return replace(f, status="same" if good else "different", ratio=ratio, limit=limit, detail="" if good else f.detail)
+
+
+def median(values: Iterable[float], default: float) -> float:
+    """Return the median, or ``default`` for none."""
+    every = list(values)
+    return float(np.median(every)) if every else default
+
+
+def _rms(values: NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def _largest(values: NDArray[np.float64]) -> float:
+    return float(np.max(np.abs(values)))

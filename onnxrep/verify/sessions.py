@@ -1,0 +1,136 @@
+"""ONNX Runtime sessions: one place for levels, providers, threads and the errors that they raise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from onnxrep.errors import ProviderUnavailable
+from onnxrep.verify.errors import CannotRun
+
+Level = Literal["off", "all"]
+Feeds = Mapping[str, NDArray[Any]]
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+LARGEST_MESSAGE = (1 << 31) - 1
+_LEVELS = {"off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL, "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL}
+_FATAL = 4
+
+ort.set_default_logger_severity(_FATAL)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where models run.
+
+    Attributes:
+        provider: ``cpu`` or ``cuda``.
+        threads: per session; 0 leaves it to ONNX Runtime.
+        tf32: whether CUDA may round operands of convolutions to 10 bits of mantissa.
+
+    """
+
+    provider: str = "cpu"
+    threads: int = 0
+    tf32: bool = False
+
+    def check(self) -> None:
+        """Make sure that the provider is there and is really used.
+
+        Raises:
+            ProviderUnavailable: it is unknown, not in this build of ONNX Runtime, or falls back to another.
+
+        """
+        if self.provider not in PROVIDERS:
+            raise ProviderUnavailable(f"unknown provider {self.provider!r}; known: {', '.join(PROVIDERS)}")
+        name = PROVIDERS[self.provider]
+        if name not in ort.get_available_providers():
+            raise ProviderUnavailable(
+                f"provider {self.provider!r} was asked for, but this onnxruntime has only "
+                f"{', '.join(ort.get_available_providers())}; install onnxruntime-gpu or use --provider cpu"
+            )
+        if self.provider != "cpu":
+            self.session(_probe(), "off")
+
+    def session(
+        self, model: onnx.ModelProto | bytes, level: Level, folder: Path | None = None, reuse_memory: bool = True
+    ) -> Session:
+        """Return a session; external data is looked for in ``folder``.
+
+        ``reuse_memory=False`` spares graphs of many thousand nodes ONNX Runtime's quadratic planning of buffers.
+
+        Raises:
+            CannotRun: ONNX Runtime does not load the model.
+            ProviderUnavailable: the session does not use the provider.
+
+        """
+        options = ort.SessionOptions()
+        options.graph_optimization_level = _LEVELS[level]
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = _FATAL
+        options.enable_mem_reuse = reuse_memory
+        if folder is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        name = PROVIDERS[self.provider]
+        settings: dict[str, Any] = {}
+        if self.provider == "cuda":
+            settings = {"use_tf32": int(self.tf32), "cudnn_conv_algo_search": "HEURISTIC"}
+        try:
+            data = model if isinstance(model, bytes) else model.SerializeToString()
+            session = ort.InferenceSession(data, options, providers=[(name, settings)])
+        except Exception as error:  # noqa: BLE001  ONNX Runtime raises what it likes
+            raise CannotRun(first_line(error)) from None
+        if name not in session.get_providers():
+            raise ProviderUnavailable(
+                f"provider {self.provider!r} was asked for, but ONNX Runtime fell back to "
+                f"{', '.join(session.get_providers())}; check the CUDA and cuDNN libraries"
+            )
+        return Session(session)
+
+
+class Session:
+    """A loaded model."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.inputs: tuple[tuple[str, str, tuple[Any, ...]], ...] = tuple(
+            (i.name, i.type, tuple(i.shape or ())) for i in session.get_inputs()
+        )
+        self.outputs: tuple[str, ...] = tuple(o.name for o in session.get_outputs())
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return the outputs by name.
+
+        Raises:
+            CannotRun: the model does not accept these inputs.
+
+        """
+        names = list(self.outputs if outputs is None else outputs)
+        try:
+            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        except Exception as error:  # noqa: BLE001  ONNX Runtime raises what it likes
+            raise CannotRun(first_line(error)) from None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, without ONNX Runtime's prefix."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].removeprefix("[ONNXRuntimeError] : ")[:300]
+
+
+def _probe() -> bytes:
+    """Return a model of one node, to see whether a provider can be started."""
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    graph = onnx.helper.make_graph(
+        [node], "probe", [value("x", onnx.TensorProto.FLOAT, [1])], [value("y", onnx.TensorProto.FLOAT, [1])]
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    data: bytes = model.SerializeToString()
+    return data
