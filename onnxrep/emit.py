@@ -14,7 +14,7 @@ from onnxrep.lift import Facts
 from onnxrep.plan import Region, Summand
 
 SUFFIX = "_folded"
-_ANCHORS = ("Conv", "ConvTranspose")
+_ANCHOR_OPS = ("Conv", "ConvTranspose")
 
 
 def emit(facts: Facts, region: Region) -> Edit:
@@ -38,7 +38,8 @@ class _Emitter:
         self._nodes: list[gs.Node] = []
         self._heirs: list[int | None] = []
         self._tensors: list[tuple[str, Any]] = []
-        self._free_heirs = {p for p in region.removed if self._scope.nodes[p].op in _ANCHORS}
+        self._anchors = {p for p in region.removed if self._scope.nodes[p].op in _ANCHOR_OPS}
+        self._free_heirs = set(self._anchors)
         self._facts = facts
         weight = facts.constants.get(self._weight_name(min(self._free_heirs)))
         assert weight is not None
@@ -65,7 +66,7 @@ class _Emitter:
                 total = value
                 continue
             result = output if last else self._value(output)
-            name = root.name if last else self._node_name(root.name)
+            name = root.name if last and region.root not in self._anchors else self._node_name(root.name)
             self._add("Sub" if summand.unit == -1.0 else "Add", name, [total, value], result)
             total = result
         return Edit(frozenset(region.removed), region.root, self._nodes, self._tensors, self._heirs)
@@ -101,7 +102,7 @@ class _Emitter:
             return (math.prod(weight.dims) if weight else 0, -position)
 
         own = self._free_heirs & set(summand.members)
-        every = own or self._free_heirs or {p for p in self._region.removed if self._scope.nodes[p].op in _ANCHORS}
+        every = own or self._free_heirs or self._anchors
         heir = max(every, key=width)
         free = heir in self._free_heirs
         self._free_heirs.discard(heir)

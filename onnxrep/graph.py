@@ -246,7 +246,7 @@ def commit(model: Model, edits: Sequence[tuple[Scope, Edit]]) -> None:
     by_scope: dict[int, list[Edit]] = {}
     for scope, edit in edits:
         by_scope.setdefault(id(scope), []).append(edit)
-    for scope in model.scopes:
+    for scope in reversed(model.scopes):  # bodies first: rewriting a graph copies its nodes with what they hold
         if doomed[id(scope)] or dead[id(scope)]:
             _rewrite(scope, by_scope.get(id(scope), []), doomed[id(scope)], dead[id(scope)])
 

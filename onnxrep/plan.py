@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import TypeVar
 
 from onnxrep.equality import EqualValues
 from onnxrep.fusions import claimed
@@ -29,6 +30,7 @@ LARGEST_REGION = 2048
 """Nodes that one region may hold; a longer chain is folded in several rounds."""
 
 _LOOKAHEAD = 4
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -211,8 +213,21 @@ class Planner:
                 if behind is not None and branch.source not in seen and len(inside) < LARGEST_REGION:
                     seen.add(branch.source)
                     heapq.heappush(heap, -behind)
-        for value, entries in waiting.items():
-            result.leaves.setdefault(self._equals.representative(value), []).extend(entries)
+        result.leaves = self._by_source(waiting)
+        return result
+
+    def _by_source(self, waiting: Mapping[str, list[_T]]) -> dict[str, list[_T]]:
+        """Return entries per source, values that are certainly equal taken together under the name of one of them.
+
+        The name is one that the region reads already: another region cannot remove it then.
+        """
+        alike: dict[str, list[str]] = {}
+        for value in waiting:
+            alike.setdefault(self._equals.representative(value), []).append(value)
+        result: dict[str, list[_T]] = {}
+        for values in alike.values():
+            name = min(values, key=lambda v: self._scope.producer.get(v, -1))
+            result[name] = [entry for value in values for entry in waiting[value]]
         return result
 
     def _enters(
@@ -386,10 +401,7 @@ class Planner:
             if form.bias is not None:
                 shift = form.bias if first is None else first.response(form.bias)
                 bias = shift if bias is None else bias + shift
-        leaves: dict[str, list[Map]] = {}
-        for source, maps in waiting.items():
-            leaves.setdefault(self._equals.representative(source), []).extend(m for m in maps if m is not None)
-        return leaves, bias
+        return self._by_source({s: [m for m in maps if m is not None] for s, maps in waiting.items()}), bias
 
     def _region(self, root: int, solution: _Solution) -> Region:
         """Return the region of a solution, with numbers."""
@@ -404,6 +416,7 @@ class Planner:
                 unit = part.unit if not part.anchored and part.unit in (1.0, -1.0) else None
                 members = tuple(solution.expansion.leaves[source][m].reader for m in part.members)
                 summands.append(Summand(source, first.trimmed(), part.anchored, unit, members))
+        summands.sort(key=lambda s: min(s.members))
         removed = tuple(sorted(solution.expansion.expanded))
         sums = sum(len(self._lifted[p].branches) - 1 for p in removed)
         kind = "merge" if sums > len(summands) - 1 else "fuse"
