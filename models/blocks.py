@@ -145,7 +145,7 @@ def seed_blocks() -> Iterator[Block]:
         yield Block("b plain RepVGGBlock", words, plain_rep(kernel, stride, identity), others=silu)
     for group in (2, 4, 8):
         yield Block("b plain RepVGGBlock", f"3x3 in {group} groups", plain_rep(3, 1, True, group), others=silu)
-    for alpha, identity, excite in product((None, 1.0, 0.73, 0.0, -0.4), (True, False), (True, False)):
+    for alpha, identity, excite in product((None, 1.0, 0.75, 0.0, -0.5), (True, False), (True, False)):
         words = f"alpha {alpha}, {'with' if identity else 'without'} identity, {'with' if excite else 'without'} SE"
         block = super_gradients_rep(alpha, identity, excite)
         yield Block(

@@ -1,3 +1,21 @@
 """Fold the parallel branches of exported ONNX models into single convolutions, and prove that nothing else changed."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from onnxrep.pipeline import Options, Result, inspect, optimize, verify
+
+__all__ = ["Options", "Result", "__version__", "inspect", "optimize", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the interface when it is first used: the command line's help needs none of it."""
+    if name in __all__:
+        from onnxrep import pipeline
+
+        return getattr(pipeline, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,282 @@
+"""The float64 twin: every lowering against ONNX's reference evaluator, and what it cannot express."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from onnxrep.verify.errors import NoTwin
+from onnxrep.verify.lowering import LOWERINGS, erfc_coefficients
+from onnxrep.verify.sessions import Runtime
+from onnxrep.verify.twin import Twin
+
+RNG = np.random.default_rng(0)
+
+
+def single(op, inputs, opset=17, constants=(), outputs=1, **attributes):
+    """A model of one float32 node; inputs whose index is in ``constants`` are initializers."""
+    names = [f"i{k}" for k in range(len(inputs))]
+    node = helper.make_node(op, names, [f"o{k}" for k in range(outputs)], **attributes)
+    kinds = [helper.np_dtype_to_tensor_dtype(a.dtype) for a in inputs]
+    infos = [
+        helper.make_tensor_value_info(n, k, a.shape)
+        for i, (n, k, a) in enumerate(zip(names, kinds, inputs, strict=True))
+        if i not in constants
+    ]
+    tensors = [numpy_helper.from_array(inputs[i], names[i]) for i in constants]
+    results = [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in node.output]
+    graph = helper.make_graph([node], "g", infos, results, tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def double(model):
+    """The same model with every float in double, for the reference evaluator."""
+    wide = onnx.ModelProto()
+    wide.CopyFrom(model)
+    for tensor in wide.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
+    for value in (*wide.graph.input, *wide.graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    return wide
+
+
+def feeds(model, inputs):
+    given = {v.name for v in model.graph.input}
+    wide = {f"i{k}": a.astype(np.float64) if a.dtype == np.float32 else a for k, a in enumerate(inputs)}
+    return {k: v for k, v in wide.items() if k in given}
+
+
+def assert_exact(model, inputs, tolerance=1e-12):
+    twin = Twin(model, None)
+    assert not twin.islands
+    session = Runtime().session(twin.model, "off", reuse_memory=False)
+    got = list(session.run(feeds(model, inputs)).values())
+    expected = ReferenceEvaluator(double(model)).run(None, feeds(model, inputs))
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == np.float64
+        assert a.shape == b.shape
+        assert np.allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def floats(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+CONVOLUTIONS = [
+    ((1, 4, 9, 8), (6, 4, 3, 3), {"pads": [1, 1, 1, 1]}),
+    ((2, 4, 9, 8), (6, 4, 3, 2), {"pads": [0, 1, 2, 0], "strides": [2, 1], "dilations": [1, 2]}),
+    ((2, 4, 9, 8), (6, 2, 3, 3), {"group": 2, "strides": [2, 3]}),
+    ((2, 4, 9, 8), (4, 1, 3, 3), {"group": 4, "pads": [1, 1, 1, 1]}),
+    ((2, 4, 9, 8), (8, 1, 3, 3), {"group": 4}),
+    ((2, 3, 20, 23), (3, 1, 9, 9), {"group": 3, "pads": [4, 4, 4, 4], "strides": [2, 1]}),
+    ((1, 3, 40, 37), (3, 1, 9, 7), {"group": 3, "pads": [8, 6, 8, 6], "dilations": [2, 2]}),
+    ((1, 64, 6, 7), (8, 64, 3, 3), {"pads": [1, 1, 1, 1]}),
+    ((1, 80, 6, 7), (8, 40, 3, 1), {"group": 2}),
+    ((2, 4, 9), (6, 4, 3), {"auto_pad": "SAME_UPPER", "strides": [2]}),
+    ((2, 4, 9), (6, 4, 4), {"auto_pad": "SAME_LOWER"}),
+    ((1, 4, 5, 6, 4), (6, 4, 3, 2, 2), {"pads": [1, 0, 1, 1, 1, 0]}),
+]
+
+
+@pytest.mark.parametrize(("x", "w", "attributes"), CONVOLUTIONS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("constant", [True, False])
+def test_conv(x, w, attributes, bias, constant):
+    inputs = [floats(*x), floats(*w)] + ([floats(w[0])] if bias else [])
+    model = single("Conv", inputs, constants=range(1, len(inputs)) if constant else (), **attributes)
+    assert_exact(model, inputs)
+
+
+@pytest.mark.parametrize("opset", [10, 11, 13, 18, 22])
+def test_conv_in_every_form_of_pad_and_slice(opset):
+    inputs = [floats(1, 3, 7, 8), floats(4, 3, 3, 3)]
+    model = single("Conv", inputs, opset, (1,), strides=[2, 2], pads=[1, 1, 1, 1])
+    assert_exact(model, inputs)
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "attributes"),
+    [
+        ((2, 4, 5, 6), (4, 3, 3, 3), {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
+        ((2, 4, 5, 6), (4, 3, 3, 2), {"pads": [0, 1, 1, 0], "strides": [2, 3], "output_padding": [1, 2]}),
+        ((2, 4, 5, 6), (4, 2, 3, 3), {"group": 2, "dilations": [2, 1]}),
+        ((1, 4, 5), (4, 1, 4), {"group": 4, "strides": [2], "pads": [1, 1]}),
+        ((1, 2, 3, 3), (2, 2, 3, 3), {"pads": [2, 2, 2, 2]}),
+    ],
+)
+def test_conv_transpose(x, w, attributes):
+    inputs = [floats(*x), floats(*w)]
+    model = single("ConvTranspose", inputs, constants=(1,), **attributes)
+    twin = Runtime().session(Twin(model, None).model, "off").run(feeds(model, inputs))["o0"]
+    original = Runtime().session(model, "off").run({"i0": inputs[0]})["o0"]
+    assert twin.shape == original.shape
+    assert np.allclose(twin, original, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("include", [0, 1])
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]},
+        {"kernel_shape": [2, 3], "strides": [2, 1], "pads": [1, 0, 0, 2]},
+        {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1},
+    ],
+)
+def test_average_pool(attributes, include):
+    inputs = [floats(2, 3, 8, 6)]
+    model = single("AveragePool", inputs, count_include_pad=include, **attributes)
+    original = Runtime().session(model, "off").run({"i0": inputs[0]})["o0"]
+    twin = Twin(model, None)
+    assert not twin.islands
+    found = Runtime().session(twin.model, "off").run(feeds(model, inputs))["o0"]
+    assert found.shape == original.shape
+    assert np.allclose(found, original, atol=1e-6)
+
+
+ELEMENTWISE = {
+    "Celu": {"alpha": 0.7},
+    "Elu": {"alpha": 0.7},
+    "Erf": {},
+    "HardSigmoid": {"alpha": 0.3, "beta": 0.4},
+    "HardSwish": {},
+    "LeakyRelu": {"alpha": 0.2},
+    "Mish": {},
+    "Selu": {},
+    "Softplus": {},
+    "Softsign": {},
+    "ThresholdedRelu": {"alpha": 0.5},
+}
+
+
+@pytest.mark.parametrize("op", ELEMENTWISE)
+def test_activations(op):
+    inputs = [(RNG.standard_normal((3, 40)) * 4).astype(np.float32)]
+    assert_exact(single(op, inputs, 18, **ELEMENTWISE[op]), inputs, 1e-7 if op in ("Selu", "Celu") else 1e-6)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu(approximate):
+    inputs = [floats(3, 40) * 3]
+    assert_exact(single("Gelu", inputs, 20, approximate=approximate), inputs, 1e-6)
+
+
+def test_every_other_lowering():
+    image = floats(2, 6, 5, 4)
+    for op, inputs, attributes in (
+        ("GlobalAveragePool", [image], {}),
+        ("GlobalMaxPool", [image], {}),
+        ("InstanceNormalization", [image, floats(6), floats(6)], {"epsilon": 1e-3}),
+        ("LRN", [image], {"size": 3, "alpha": 0.1, "beta": 0.6, "bias": 1.5}),
+        ("LRN", [image], {"size": 4}),
+        ("PRelu", [image, floats(6, 1, 1)], {}),
+    ):
+        assert_exact(single(op, inputs, **attributes), inputs, 1e-7)
+
+
+def test_no_lowering_is_untested():
+    covered = {"Conv", "ConvTranspose", "AveragePool", "Gelu", "GlobalAveragePool", "GlobalMaxPool"}
+    covered |= {"InstanceNormalization", "LRN", "PRelu", *ELEMENTWISE}
+    assert covered == LOWERINGS.keys()
+
+
+def test_erf_is_as_good_as_the_libms():
+    points = np.concatenate([np.linspace(-7, 7, 4001), RNG.standard_normal(1000) * 1e-3, [0.0, 1e-300, 30, -30]])
+    model = single("Erf", [points.astype(np.float32)])
+    session = Runtime().session(Twin(model, None).model, "off")
+    exact = points.astype(np.float32).astype(np.float64)
+    found = session.run({"i0": exact})["o0"]
+    assert np.max(np.abs(found - [math.erf(v) for v in exact])) < 4e-15
+    assert len(erfc_coefficients()) == 29
+
+
+def test_ops_without_a_double_kernel_become_islands():
+    inputs = [floats(1, 2, 4, 4)]
+    node = helper.make_node("Resize", ["i0", "", "scales"], ["up"], mode="nearest")
+    relu = helper.make_node("Relu", ["up"], ["o0"])
+    graph = helper.make_graph(
+        [node, relu],
+        "g",
+        [helper.make_tensor_value_info("i0", TensorProto.FLOAT, [1, 2, 4, 4])],
+        [helper.make_tensor_value_info("o0", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    twin = Twin(model, None)
+    assert twin.islands == ["Resize"]
+    found = Runtime().session(twin.model, "off").run(feeds(model, inputs))["o0"]
+    assert np.array_equal(found, np.maximum(inputs[0].repeat(2, 2).repeat(2, 3), 0))
+
+
+def test_half_precision_weights_are_exact_in_double():
+    inputs = [floats(1, 3, 5, 5).astype(np.float16), floats(2, 3, 3, 3).astype(np.float16)]
+    model = single("Conv", inputs, constants=(1,))
+    twin = Runtime().session(Twin(model, None).model, "off").run({"i0": inputs[0].astype(np.float64)})["o0"]
+    wide = single("Conv", [a.astype(np.float32) for a in inputs], constants=(1,))
+    expected = ReferenceEvaluator(double(wide)).run(None, {"i0": inputs[0].astype(np.float64)})[0]
+    assert np.allclose(twin, expected, rtol=1e-13)
+
+
+def test_bodies_and_local_functions():
+    body = helper.make_graph(
+        [helper.make_node("Softplus", ["x"], ["t"])], "t", [], [helper.make_tensor_value_info("t", 1, None)]
+    )
+    other = helper.make_graph(
+        [helper.make_node("HardSwish", ["x"], ["e"])], "e", [], [helper.make_tensor_value_info("e", 1, None)]
+    )
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0),
+        helper.make_node("Greater", ["s", "zero"], ["c"]),
+        helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=other),
+        helper.make_node("Scale", ["y"], ["z"], domain="local"),
+    ]
+    function = helper.make_function(
+        "local", "Scale", ["a"], ["b"], [helper.make_node("Mul", ["a", "a"], ["b"])], [helper.make_opsetid("", 17)]
+    )
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", 1, [2, 3])],
+        [helper.make_tensor_value_info("z", 1, [2, 3])],
+        [numpy_helper.from_array(np.float32(0), "zero")],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=8)
+    session = Runtime().session(Twin(model, None).model, "off")
+    x = np.array([[1, 2, 3], [-1, -2, 0.5]])
+    assert np.allclose(session.run({"x": x})["z"], np.log1p(np.exp(x)) ** 2, rtol=1e-13)
+    assert np.allclose(session.run({"x": -x})["z"], (-x * np.clip(-x / 6 + 0.5, 0, 1)) ** 2, rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (single("RandomNormalLike", [floats(2, 2)]), "deterministic"),
+        (single("ConvTranspose", [floats(1, 2, 4, 4), floats(2, 2, 3, 3)]), "computed"),
+        (
+            single("ConvTranspose", [floats(1, 2, 4, 4), floats(2, 2, 3, 3)], constants=(1,), output_shape=[4, 4]),
+            "output_shape",
+        ),
+    ],
+)
+def test_models_without_a_twin(model, words):
+    with pytest.raises(NoTwin, match=words):
+        Twin(model, None)
+
+
+def test_same_padding_of_an_unknown_size_needs_the_size():
+    inputs = [floats(1, 2, 7, 7), floats(2, 2, 3, 3)]
+    model = single("Conv", inputs, constants=(1,), auto_pad="SAME_UPPER", strides=[2, 2])
+    for dim in model.graph.input[0].type.tensor_type.shape.dim:
+        dim.ClearField("dim_value")
+    with pytest.raises(NoTwin, match="SAME"):
+        Twin(model, None)
+    twin = Twin(model, None, shapes={"i0": (1, 2, 7, 7)})
+    found = Runtime().session(twin.model, "off").run({"i0": inputs[0].astype(np.float64)})["o0"]
+    assert np.allclose(found, Runtime().session(model, "off").run({"i0": inputs[0]})["o0"], atol=1e-5)
