@@ -44,7 +44,8 @@ class Scope:
         owner: position of the node of ``parent`` that holds this graph.
         producer: value -> position of the node that makes it.
         readers: value -> positions of the nodes of this scope that read it, once per reading input.
-        pinned: values that must survive: graph outputs, and what graphs inside this one read.
+        outputs: the graph's outputs.
+        pinned: values that must survive: the outputs, and what graphs inside this one read.
         initializers: name -> tensor, those of this graph only.
 
     """
@@ -56,7 +57,8 @@ class Scope:
         self.nodes: list[gs.Node] = list(view.nodes)
         self.producer: dict[str, int] = {}
         self.readers: dict[str, list[int]] = {}
-        self.pinned: set[str] = {v.name for v in proto.output}
+        self.outputs = {v.name for v in proto.output}
+        self.pinned: set[str] = set(self.outputs)
         self.initializers: dict[str, onnx.TensorProto] = {t.name: t for t in proto.initializer}
         self.inputs = {v.name for v in proto.input}
         for position, node in enumerate(self.nodes):

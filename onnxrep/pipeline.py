@@ -245,13 +245,15 @@ def fold(
             model = Model(proto, folder, LIFTS.keys() | FOLLOWED)
             every = _facts(model)
         edits: list[tuple[Scope, Edit]] = []
-        refusals = []
+        if count > 1:  # the names of what is left are those of the input
+            present = {(s.label, s.node_label(p)) for s in model.scopes for p in range(len(s.nodes))}
+            refusals = [r for r in refusals if (r.scope, r.node.name) in present]
         with clock.stage("plan"):
             for facts in every:
                 new_edits, new_folds, new_refusals = _plan(facts, count)
                 edits += new_edits
                 folds += new_folds
-                refusals += new_refusals
+                refusals += new_refusals if count == 1 else []
         if not edits:
             break
         with clock.stage("commit"):

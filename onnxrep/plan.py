@@ -30,6 +30,7 @@ LARGEST_REGION = 2048
 """Nodes that one region may hold; a longer chain is folded in several rounds."""
 
 _LOOKAHEAD = 4
+_LONGEST_BRANCH = 64
 _T = TypeVar("_T")
 
 
@@ -134,6 +135,7 @@ class Planner:
         self._blocked: dict[str, Decline] = {}
         self._solutions: dict[int, _Solution] = {}
         self._refusals: dict[tuple[int, str], Refusal] = {}
+        self._said: set[tuple[str, str]] = set()
         self._taken: set[int] = set()
         fused = claimed(self._scope, facts.constants)
         for position in range(len(self._scope.nodes)):
@@ -485,53 +487,73 @@ class Planner:
                 self._solve(position)
 
     def _note(self, position: int, code: str, detail: str) -> None:
-        """Remember a refusal, once per node and reason."""
-        self._refusals.setdefault((position, code), Refusal(position, code, detail))
+        """Remember a refusal, once per node and reason; nested sums have the same to say."""
+        if (code, detail) not in self._said:
+            self._said.add((code, detail))
+            self._refusals.setdefault((position, code), Refusal(position, code, detail))
 
     # -- why not ----------------------------------------------------------------------------------------------------
 
     def refusals(self) -> list[Refusal]:
         """Return what was left alone although it is close to something that folds; call after :meth:`regions`."""
         for position, decline in self._declined.items():
-            if decline.code not in SILENT and self._is_near(position):
+            if decline.code not in SILENT and self._is_near(position, decline.code):
                 self._note(position, decline.code, decline.detail)
         for position in self._lifted:
-            if position not in self._taken:
-                self._note_held(position)
+            self._note_held(position)
         functions = {(f.domain, f.name) for f in self._scope.model.proto.functions}
         for position, node in enumerate(self._scope.nodes):
             if (node.domain, node.op) in functions:
                 self._note(position, "local-function", f"{node.op} is a local function; inline it to let it fold")
         return sorted(self._refusals.values(), key=lambda r: (r.position, r.code))
 
-    def _is_near(self, position: int) -> bool:
-        """Whether a declined node touches a convolution: it is one, or reads one directly."""
+    def _is_near(self, position: int, code: str) -> bool:
+        """Whether a declined node touches a convolution: it is one, reads one, or sums what could become one."""
         node = self._scope.nodes[position]
         if node.op in ("Conv", "ConvTranspose"):
             return True
-        return any(self._scope.producer.get(v.name, -1) in self._anchored for v in node.inputs)
+        data = [v.name for v in node.inputs if v.name and not self._facts.is_constant(v.name)]
+        if code == "broadcast" and len(data) > 1:
+            sources = [self._source_of(name) for name in data]
+            readers = self._scope.readers.get(self._output(position), ())
+            scaled = any(self._scope.nodes[r].op == "BatchNormalization" for r in readers)
+            return scaled or len(set(sources)) < len(sources)
+        return any(self._scope.producer.get(name, -1) in self._anchored for name in data)
+
+    def _source_of(self, value: str) -> str:
+        """Return what the convolution reads that a value comes from, by way of ops with one operand."""
+        for _ in range(_LONGEST_BRANCH):
+            position = self._scope.producer.get(value)
+            lifted = self._lifted.get(position) if position is not None else None
+            if lifted is None or len(lifted.branches) != 1:
+                return value
+            value = lifted.branches[0].source
+            if lifted.anchor:
+                return value
+        return value
 
     def _note_held(self, position: int) -> None:
-        """Note that an op could have been folded into the convolution that it reads, were that not needed elsewhere."""
+        """Note that a convolution is read by an op that would fold into it, were it not needed elsewhere."""
         lifted = self._lifted[position]
         if not all(b.geometry.is_diagonal for b in lifted.branches) or lifted.anchor:
             return
         for branch in lifted.branches:
             maker = self._scope.producer.get(branch.source)
-            if maker is None or maker not in self._lifted or not self._lifted[maker].anchor:
+            if maker is None or maker not in self._lifted or not self._lifted[maker].anchor or maker in self._taken:
                 continue
             alone = len(lifted.branches) == 1 and not self._is_uniform(position) and lifted.kernels > 0
             rival = any(self._shares_source(maker, other.source) for other in lifted.branches if other is not branch)
             if not alone and not rival:
                 continue
             value = branch.source
-            if value in {v.name for v in self._scope.proto.output}:
-                self._note(position, "graph-output", f"{value} is an output of the graph")
+            left = maker if position in self._taken else position
+            others = [r for r in self._scope.readers[value] if r != position]
+            if value in self._scope.outputs:
+                self._note(left, "graph-output", f"{value} is an output of the graph")
             elif value in self._scope.pinned:
-                self._note(position, "captured", f"{value} is read inside an If, Loop or Scan")
-            elif len(set(self._scope.readers[value])) > 1:
-                others = [r for r in self._scope.readers[value] if r != position]
-                self._note(position, "other-reader", f"{value} is also read by {self._scope.node_label(others[0])}")
+                self._note(left, "captured", f"{value} is read inside an If, Loop or Scan")
+            elif others:
+                self._note(left, "other-reader", f"{value} is also read by {self._scope.node_label(others[0])}")
 
     def _is_uniform(self, position: int) -> bool:
         """Whether an op scales or shifts all channels alike (as the parts of an exported GELU do)."""
@@ -540,11 +562,8 @@ class Planner:
         return node.op != "BatchNormalization" and all(c is None or math.prod(c.dims) == 1 for c in constants)
 
     def _shares_source(self, maker: int, other: str) -> bool:
-        """Whether a value is, or is made by a convolution from, the source of the convolution at ``maker``."""
-        source = self._lifted[maker].branches[0].source
-        rival = self._scope.producer.get(other)
-        made = rival is not None and rival in self._lifted and self._lifted[rival].branches[0].source == source
-        return other == source or (made and rival != maker)
+        """Whether a value is, or comes by way of a convolution from, the source of the convolution at ``maker``."""
+        return self._lifted[maker].branches[0].source in (other, self._source_of(other))
 
 
 class _Blocked(Exception):

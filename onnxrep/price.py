@@ -84,13 +84,19 @@ class Part:
 _PAIRWISE = 32
 
 
+def _host_order(part: Part) -> tuple[bool, int, float, tuple[int, ...]]:
+    """Order parts by how well others fit into them: convolutions, many taps, much work, no dilation."""
+    kernel = part.geometry.kernel
+    return (not part.anchored, -kernel.taps, -part.geometry.macs, kernel.dilations)
+
+
 def cover(parts: Sequence[Part], lengths: Sequence[int] | None) -> list[Part]:
     """Return the cheapest parts found by joining maps of one source: first into large hosts, then pairwise.
 
     ``lengths``: the source's sizes where they are static.
     """
     hosts: list[Part] = []
-    for part in sorted(parts, key=lambda p: (not p.anchored, -p.geometry.kernel.taps, -p.geometry.macs)):
+    for part in sorted(parts, key=_host_order):
         for index, host in enumerate(hosts):
             both = host.joined(part, lengths)
             if both is not None:

@@ -34,7 +34,8 @@ def show_plan(report: Report, console: Console, verbose: bool = False) -> None:
     _folds(report, console, verbose)
     _refusals(report, console, verbose)
     if report.folds:
-        console.print(f"{len(report.folds)} regions would fold; 'onnxrep optimize' does it", highlight=False)
+        count = "1 region" if len(report.folds) == 1 else f"{len(report.folds)} regions"
+        console.print(f"{count} would fold; 'onnxrep optimize' does it", highlight=False)
     else:
         console.print("nothing folds in this model", highlight=False)
 

@@ -1,0 +1,64 @@
+# Everything runs in an environment of its own, .venv, which the first target that needs it creates.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := build/demo
+DEMO_MODEL := repvgg_a0/train_legacy_bn
+
+.DEFAULT_GOAL := help
+
+help: ## show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(READY) ## create the environment
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.x")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	@touch $@
+
+demo: env ## fold a real export, verify it, show the result
+	@mkdir -p $(DEMO)
+	$(BIN)/python -m models.skeletons fill $(DEMO_MODEL) $(DEMO)/repvgg_a0.onnx
+	$(BIN)/onnxrep inspect $(DEMO)/repvgg_a0.onnx
+	@echo
+	$(BIN)/onnxrep optimize $(DEMO)/repvgg_a0.onnx -o $(DEMO)/repvgg_a0.rep.onnx --report $(DEMO)/report.json
+	@echo
+	$(BIN)/onnxrep verify $(DEMO)/repvgg_a0.onnx $(DEMO)/repvgg_a0.rep.onnx
+	@echo
+	@ls -l $(DEMO)
+
+test: lint types layers unit ## run all checks and all tests
+
+lint: env ## ruff: style, docstrings, bugs, formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: env ## mypy, strict
+	$(BIN)/mypy
+
+layers: env ## imports only go down the list of modules
+	$(BIN)/lint-imports --no-logo
+
+unit: env ## pytest
+	$(BIN)/python -m pytest
+
+zoo: env ## fold and verify every real export; one table (about two minutes)
+	$(BIN)/python -m models.zoo
+
+fuzz: env ## 100,000 random regions, and many more examples of each property (about half an hour)
+	HYPOTHESIS_PROFILE=fuzz ONNXREP_REGIONS=100000 ONNXREP_REGIONS_START=100000 \
+		$(BIN)/python -m pytest tests/test_regions.py tests/test_lattice.py
+
+golden: env ## write the golden texts anew; review the difference
+	ONNXREP_GOLDEN=write $(BIN)/python -m pytest tests/test_golden.py
+	git diff --stat tests/golden
+
+clean: ## remove what make made
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+.PHONY: help env demo test lint types layers unit zoo fuzz golden clean

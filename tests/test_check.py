@@ -1,0 +1,367 @@
+"""The end-to-end check: right folds pass, wrong ones do not, and what cannot be decided says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from models import skeletons
+from models.net import Net
+from onnxrep import Options, optimize, verify
+from onnxrep.errors import ProviderUnavailable, UsageError
+from onnxrep.pipeline import fold
+from onnxrep.verify import judge
+from onnxrep.verify.inputs import index_limits
+from onnxrep.verify.sessions import Runtime
+from tests.tools import copy
+
+
+def chain(blocks=6, channels=8, *, size=12, dynamic=True, dtype=np.float32, hard=False, head=False, scale=1.0):
+    """A chain of RepVGG blocks as trained ones behave: activations of order one."""
+    n = Net(3, dtype=dtype)
+    x = n.input((1, channels, size, size) if not dynamic else ("N", channels, "H", "W"))
+    y = x
+    for _ in range(blocks):
+        y = n.relu(n.add(n.conv_bn(y, channels, 3), n.conv_bn(y, channels, 1), n.bn(y)))
+    if hard:
+        for tensor in n.initializers:
+            values = numpy_helper.to_array(tensor)
+            if values.ndim == 1 and (values >= 0.3).all() and (values <= 2).all():
+                wild = 10.0 ** n.rng.uniform(-6, 2, values.shape)
+                tensor.CopyFrom(numpy_helper.from_array(wild.astype(values.dtype), tensor.name))
+    if head:
+        y = n.op("Softmax", n.op("Flatten", n.op("GlobalAveragePool", y)), axis=1)
+        n.axes[y] = 0
+    if scale != 1.0:
+        y = n.op("Mul", y, n.constant(scale))
+    return n.model(y)
+
+
+def wrong(model, change):
+    """A folded copy in which one weight array was changed."""
+    result = copy(model)
+    folds, _ = fold(result, None)
+    assert folds
+    weights = [t for t in result.graph.initializer if len(t.dims) == 4]
+    tensor = weights[len(weights) // 2]
+    biases = [t for t in result.graph.initializer if t.name == f"{tensor.name}_bias"]
+    change(tensor, *biases)
+    return result
+
+
+def edit(tensor, values):
+    tensor.CopyFrom(
+        numpy_helper.from_array(np.ascontiguousarray(values, numpy_helper.to_array(tensor).dtype), tensor.name)
+    )
+
+
+def array(tensor):
+    return numpy_helper.to_array(tensor).copy()
+
+
+def one_weight(tensor, bias):
+    values = array(tensor)
+    index = np.unravel_index(np.argmax(np.abs(values)), values.shape)
+    values[index] *= 1.01
+    edit(tensor, values)
+
+
+MUTATIONS = {
+    "bias dropped": lambda w, b: edit(b, 0 * array(b)),
+    "bias of one channel dropped": lambda w, b: edit(b, array(b) * (np.arange(8) != 2)),
+    "1x1 tap one column off": lambda w, b: edit(w, np.roll(array(w), 1, 3)),
+    "two channels swapped": lambda w, b: edit(w, array(w)[[1, 0, 2, 3, 4, 5, 6, 7]]),
+    "kernel transposed": lambda w, b: edit(w, array(w).swapaxes(2, 3)),
+    "identity dropped": lambda w, b: edit(
+        w, array(w) - np.eye(8)[:, :, None, None] * (np.arange(9).reshape(3, 3) == 4)
+    ),
+    "one weight off by 1%": one_weight,
+    "stored through fp16": lambda w, b: edit(w, array(w).astype(np.float16)),
+    "everything off by 1e-4": lambda w, b: edit(w, array(w) * 1.0001),
+}
+
+
+@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_wrong_folds_are_rejected(mutation, head):
+    model = chain(head=head)
+    found = verify(model, wrong(model, MUTATIONS[mutation]))
+    assert found.verdict == "rejected"
+    assert "differs" in found.reason
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0, 1e-3])
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_right_folds_are_verified(dtype, hard, scale):
+    result = optimize(chain(12, dtype=dtype, hard=hard and dtype == np.float32, scale=scale))
+    assert result.report.verification.verdict == "verified", result.report.verification.reason
+    assert result.status == "folded"
+
+
+def test_a_border_mistake_is_seen_at_tiny_sizes():
+    """A bias folded through zero padding: exact inside, wrong by one at the border."""
+    n = Net(1)
+    x = n.input(("N", 4, "H", "W"))
+    first = n.conv(x, 4, 1, bias=True)
+    model = n.model(n.op("GlobalAveragePool", n.conv(first, 4, 3, bias=True)))
+    tensors = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in model.graph.initializer}
+    one, three = model.graph.node[0], model.graph.node[1]
+    w1, b1, w3, b3 = (tensors[i] for i in (*one.input[1:], *three.input[1:]))
+    merged = copy(model)
+    weight = np.einsum("omhw,mi->oihw", w3, w1[:, :, 0, 0]).astype(np.float32)
+    bias = (b3 + w3.sum((2, 3)) @ b1).astype(np.float32)
+    del merged.graph.node[0]
+    merged.graph.node[0].input[0] = "x"
+    for tensor in merged.graph.initializer:
+        if tensor.name == three.input[1]:
+            edit(tensor, weight)
+        if tensor.name == three.input[2]:
+            edit(tensor, bias)
+    assert verify(model, merged).verdict == "rejected"
+
+
+def test_several_sizes_odd_and_tiny_ones_too():
+    found = optimize(chain(2)).report.verification
+    assert found.inputs[:3] == ("normal 1x8x1x1", "normal 2x8x33x47", "normal 2x8x32x32")
+    assert [name.split()[0] for name in found.inputs[3:]] == ["uniform", "zeros", "ones"]
+    assert found.levels == ("off", "all")
+
+
+def test_equal_names_get_equal_sizes_and_wishes_are_heard():
+    model = chain(2)
+    found = optimize(model, options=Options(input_shapes={"x": (3, 8, 9, 10)})).report.verification
+    assert all("3x8x9x10" in name for name in found.inputs)
+    with pytest.raises(UsageError, match="no such input"):
+        optimize(model, options=Options(input_shapes={"image": (1, 8, 9, 9)}))
+    with pytest.raises(UsageError, match="does not fit"):
+        optimize(model, options=Options(input_shapes={"x": (1, 3, 9, 9)}))
+
+
+def test_sizes_that_the_model_does_not_accept_are_passed_over():
+    n = Net(1)
+    x = n.input(("N", 4, "H", "W"))
+    y = n.add(n.conv_bn(x, 4, 3), n.conv_bn(x, 4, 1))
+    y = n.op("Reshape", y, n.constant([0, 4, -1, 12], dtype=np.int64))
+    found = optimize(n.model(y)).report.verification
+    assert found.verdict == "verified"
+    assert found.inputs[0] == "normal 1x4x12x12"
+
+
+def test_user_data(tmp_path):
+    model = chain(2)
+    data = tmp_path / "inputs.npz"
+    np.savez(data, x=np.ones((3, 1, 8, 6, 6), np.float32))
+    found = optimize(model, options=Options(input_data=data)).report.verification
+    assert found.inputs[:3] == ("inputs.npz #0", "inputs.npz #1", "inputs.npz #2")
+    np.savez(data, x=np.ones((1, 8, 6, 6), np.float64))
+    found = optimize(model, options=Options(input_data=data)).report.verification
+    assert found.inputs[0] == "inputs.npz"
+    for arrays, words in (({"y": np.ones(3)}, "no array named x"), ({"x": np.array(["text"])}, "holds <U4")):
+        np.savez(data, **arrays)
+        with pytest.raises(UsageError, match=words):
+            optimize(model, options=Options(input_data=data))
+    np.savez(data, x=np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(UsageError, match=r"not a \.npz file of plain arrays"):
+        optimize(model, options=Options(input_data=data))
+    with pytest.raises(UsageError, match="no such file"):
+        optimize(model, options=Options(input_data=Path("nowhere.npz")))
+
+
+def test_interfaces_must_agree():
+    model = chain(1)
+    for change, words in (
+        (lambda m: setattr(m.graph.output[0], "name", m.graph.node[0].output[0]), "outputs"),
+        (lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[1], "dim_value", 9), "another type or shape"),
+        (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", TensorProto.DOUBLE), "another type"),
+    ):
+        other = copy(model)
+        change(other)
+        found = verify(model, other)
+        assert found.verdict == "rejected"
+        assert words in found.reason
+
+
+def test_a_model_that_does_not_load():
+    model = chain(1)
+    other = copy(model)
+    other.graph.node[0].op_type = "Convolution"
+    found = verify(model, other)
+    assert (found.verdict, "does not load" in found.reason) == ("rejected", True)
+    found = verify(other, model)
+    assert (found.verdict, "does not run the original" in found.reason) == ("unverified", True)
+
+
+def test_random_models_are_not_judged():
+    n = Net(1)
+    x = n.input((1, 4, 6, 6))
+    noise = n.op("RandomNormalLike", x)
+    model = n.model(n.add(n.conv_bn(x, 4, 3), n.conv_bn(x, 4, 1), noise))
+    found = optimize(model)
+    assert found.status == "unverified"
+    assert "random" in found.report.verification.reason
+
+
+def test_new_infinities_are_rejected_and_old_ones_decide_nothing():
+    n = Net(1)
+    x = n.input((1, 4, 6, 6))
+    model = n.model(n.op("Exp", n.scale(n.add(n.conv_bn(x, 4, 3), n.conv_bn(x, 4, 1)), [1000.0])))
+    result = optimize(model)
+    assert result.status == "unverified"
+    assert "decided nothing" in result.report.verification.reason
+    calm = n.model(n.add(n.conv_bn(x, 4, 3), n.conv_bn(x, 4, 1)))
+    broken = wrong(calm, lambda w, b: edit(w, np.where(array(w) == array(w).max(), np.inf, array(w))))
+    found = verify(calm, broken)
+    assert found.verdict == "rejected"
+    assert "became NaN or infinite" in found.reason
+
+
+def test_discrete_outputs():
+    n = Net(1)
+    x = n.input((1, 4, 6, 6))
+    y = n.add(n.conv_bn(x, 4, 3), n.conv_bn(x, 4, 1))
+    flat = n.op("Reshape", y, n.constant([1, -1], dtype=np.int64))
+    n.nodes.append(helper.make_node("TopK", [flat, n.constant([5], dtype=np.int64)], ["values", "indices"]))
+    model = n.model(y)
+    model.graph.output.append(helper.make_tensor_value_info("values", TensorProto.FLOAT, [1, 5]))
+    model.graph.output.append(helper.make_tensor_value_info("indices", TensorProto.INT64, [1, 5]))
+    result = optimize(model)
+    assert result.status == "folded"
+    assert verify(model, wrong(model, one_weight)).verdict == "rejected"
+
+
+def test_ties_behind_a_discrete_choice_are_undecided_not_rejected():
+    """All candidates are equal but for rounding: either choice is right, and nothing else may differ."""
+    n = Net(1)
+    x = n.input((1, 8, 6, 6))
+    y = n.add(n.conv_bn(x, 8, 3), n.conv_bn(x, 8, 1), n.conv_bn(x, 8, 3))
+    mean = n.op("Sub", y, y)
+    noise = n.op("Sub", n.op("Add", y, n.constant(1e4)), n.constant(1e4))
+    jump = n.op("Cast", n.op("Greater", n.op("Sub", noise, y), n.constant(0.0)), to=TensorProto.FLOAT)
+    model = n.model(n.add(y, n.scale(n.op("Add", jump, mean), [10.0])))
+    found = optimize(model).report.verification
+    assert found.verdict in ("verified", "unverified")
+    assert any(o.status == "undecided" for o in found.outputs)
+
+
+def test_integer_inputs_stay_inside_tables():
+    n = Net(1)
+    table = n.constant(np.arange(12.0).reshape(3, 4))
+    n.inputs.append(helper.make_tensor_value_info("ids", TensorProto.INT64, ["N", 5]))
+    n.axes["ids"] = 0
+    rows = n.op("Gather", table, "ids", channels=5)
+    n.axes[rows] = 1
+    y = n.add(n.conv_bn(rows, 5, 3), n.conv_bn(rows, 5, 1))
+    model = n.model(y)
+    assert index_limits(model) == {"ids": 3}
+    assert optimize(model).status == "folded"
+
+
+def test_inputs_too_large_to_try():
+    n = Net(1)
+    x = n.input((1 << 20, 4, 6, 6))
+    result = optimize(n.model(n.add(n.conv_bn(x, 4, 3), n.conv_bn(x, 4, 1))))
+    assert result.status == "unverified"
+    assert "GiB" in result.report.verification.reason
+
+
+def test_cuda_that_is_not_there_is_an_error_and_not_a_verdict():
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this build has CUDA")
+    with pytest.raises(ProviderUnavailable, match="install onnxruntime-gpu"):
+        optimize(chain(1), options=Options(provider="cuda"))
+    with pytest.raises(ProviderUnavailable, match="unknown provider"):
+        Runtime("tpu").check()
+
+
+def test_a_session_that_falls_back_is_an_error(monkeypatch):
+    """ONNX Runtime falls back to the CPU with a log line only."""
+    import onnxruntime
+
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda data, options, providers: real(data, options, providers=["CPUExecutionProvider"]),
+    )
+    with pytest.raises(ProviderUnavailable, match="fell back to CPUExecutionProvider"):
+        optimize(chain(1), options=Options(provider="cuda"))
+
+
+def test_an_unverified_model_is_given_back_only_if_allowed():
+    n = Net(1)
+    x = n.input((1, 4, 6, 6))
+    model = n.model(n.add(n.conv_bn(x, 4, 3), n.conv_bn(x, 4, 1), n.op("RandomNormalLike", x)))
+    kept = optimize(model)
+    assert (kept.ok, len(kept.model.graph.node)) == (False, len(model.graph.node))
+    taken = optimize(model, options=Options(allow_unverified=True))
+    assert (taken.status, len(taken.model.graph.node)) == ("unverified", 3)
+
+
+# -- the judgement itself -------------------------------------------------------------------------------------------
+
+
+def judged(old, new, reference, others=()):
+    figures = [judge.compare("y", "normal", [np.float32(old)], [np.float32(new)], np.float64(reference)), *others]
+    return judge.settle(figures, 2.0**-24)[0]
+
+
+def test_the_ratio_test_has_the_documented_limits():
+    reference = np.ones(1000)
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal(1000) * 1e-3
+    for factor, status in ((1.0, "same"), (3.9, "same"), (4.2, "different")):
+        found = judged(reference + noise, reference + factor * noise, reference)
+        assert found.status == status
+        assert found.ratio == pytest.approx(factor, rel=1e-3)
+    spike = noise.copy()
+    spike[7] = 9 * np.abs(noise).max()
+    found = judged(reference + noise, reference + spike, reference)
+    assert (found.status, "(7,)" in found.detail) == ("different", True)
+
+
+def test_an_exact_original_leaves_a_floor():
+    reference = np.full(100, 3.0)
+    ulp = 3 * 2.0**-24
+    assert judged(reference, reference + 2 * ulp, reference).status == "same"
+    assert judged(reference, reference + 9 * ulp, reference).status == "different"
+
+
+def test_luck_of_the_original_on_few_values_is_made_up_by_its_usual_error():
+    others = [judge.OutputFigures("y", f"set {i}", "same", 1e-5, 1e-5, 1e-5, 1e-5, 1.0, 1.0) for i in range(4)]
+    reference = np.ones(2)
+    assert judged(reference, reference + 2e-5, reference).status == "different"
+    assert judged(reference, reference + 2e-5, reference, others).status == "same"
+    assert judged(reference, reference + 9e-5, reference, others).status == "different"
+
+
+def test_an_original_that_is_off_itself_decides_nothing():
+    reference = np.ones(100)
+    noise = np.random.default_rng(0).standard_normal(100)
+    found = judged(reference + 0.1 * noise, reference + 0.1 * noise, reference)
+    assert (found.status, "ill-conditioned" in found.detail) == ("skipped", True)
+
+
+def test_shapes_types_and_integers_must_be_equal():
+    one = np.ones(3, np.float32)
+    assert judge.compare("y", "s", [one], [one[:2]], one).status == "different"
+    assert judge.compare("y", "s", [one], [one.astype(np.float64)], one).status == "different"
+    assert judge.compare("y", "s", [one[:0]], [one[:0]], one[:0]).status == "skipped"
+    integers = np.arange(3)
+    assert judge.compare("y", "s", [integers], [integers], integers).status == "same"
+    found = judge.compare("y", "s", [integers], [integers[::-1]], integers)
+    assert (found.status, "(0,): 0 became 2" in found.detail) == ("different", True)
+
+
+def test_zoo_skeleton_of_a_detector_with_a_topk():
+    found = optimize(skeletons.fill("hf_rtdetr_r18/train_legacy_bn")).report.verification
+    assert found.verdict == "verified"
+    assert "Resize" in found.islands

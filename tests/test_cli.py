@@ -1,0 +1,259 @@
+"""The command line as its users meet it: what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+
+from models import skeletons
+from models.blocks import seed_blocks
+from models.net import Net
+from onnxrep import __version__, cli
+
+BLOCK = next(iter(seed_blocks()))
+
+
+@pytest.fixture
+def block(tmp_path):
+    path = tmp_path / "block.onnx"
+    onnx.save(BLOCK.model(dynamic=True), path)
+    return path
+
+
+def call(capsys, *arguments):
+    """Exit code, stdout and stderr of a call."""
+    try:
+        code = cli.main([str(a) for a in arguments])
+    except SystemExit as end:
+        code = end.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_optimize_says_what_a_person_wants_to_know(capsys, block):
+    code, out, err = call(capsys, "optimize", block)
+    target = block.with_suffix(".rep.onnx")
+    assert code == 0
+    assert not err
+    assert target.exists()
+    lines = out.splitlines()
+    assert lines[0] == str(block)
+    assert any(line.split() == ["Conv", "2", "1"] for line in lines)
+    assert any(line.split() == ["BatchNormalization", "3", "0"] for line in lines)
+    assert "1 x merge: parallel branches merged into one" in out
+    assert "verified" in lines
+    assert "times the original's own rounding error (limit" in out
+    assert lines[-1] == f"written to {target}"
+
+
+def test_verbose_shows_every_fold(capsys, block):
+    _, out, _ = call(capsys, "optimize", block, "-v")
+    assert "2 Conv + 3 BatchNormalization + 2 Add -> Conv 3" in out
+    assert "error before" in out
+
+
+def test_report(capsys, block, tmp_path):
+    report = tmp_path / "report.json"
+    assert call(capsys, "optimize", block, "--report", report, "--no-verify")[0] == 0
+    data = json.loads(report.read_text())
+    assert data["schema"] == 1
+    assert data["status"] == "folded"
+    assert data["options"] == {"verify": False}
+    assert data["counts_before"]["Conv"] == 2
+    assert data["counts_after"]["Conv"] == 1
+    assert data["verification"] is None
+
+
+def test_no_verify_says_so(capsys, block):
+    _, out, _ = call(capsys, "optimize", block, "--no-verify")
+    assert "not verified end to end" in out
+
+
+def test_nothing_to_fold(capsys, tmp_path):
+    n = Net(1)
+    path = tmp_path / "plain.onnx"
+    onnx.save(n.model(n.relu(n.input((1, 4, 6, 6)))), path)
+    code, out, _ = call(capsys, "optimize", path)
+    assert code == 0
+    assert "nothing folds in this model; no file was written" in out
+    assert [p.name for p in tmp_path.iterdir()] == ["plain.onnx"]
+    code, out, _ = call(capsys, "optimize", path, "-o", tmp_path / "out.onnx")
+    assert code == 0
+    assert "written unchanged to" in out
+    assert (tmp_path / "out.onnx").read_bytes() == path.read_bytes()
+
+
+def test_a_rejected_model_is_exit_1_and_no_file(capsys, block, monkeypatch):
+    from onnxrep import emit
+
+    real = emit.weight_of
+    monkeypatch.setattr(emit, "weight_of", lambda map_: real(map_) * 1.01)
+    code, out, _ = call(capsys, "optimize", block)
+    assert code == 1
+    assert "rejected: " in out
+    assert "no file was written" in out
+    assert not block.with_suffix(".rep.onnx").exists()
+
+
+def test_an_unverified_model_is_exit_1_unless_allowed(capsys, tmp_path):
+    n = Net(1)
+    x = n.input((1, 4, 6, 6))
+    path = tmp_path / "noise.onnx"
+    onnx.save(n.model(n.add(n.conv_bn(x, 4, 3), n.conv_bn(x, 4, 1), n.op("RandomNormalLike", x))), path)
+    code, out, _ = call(capsys, "optimize", path)
+    assert (code, "unverified: the model draws random numbers" in out) == (1, True)
+    assert not path.with_suffix(".rep.onnx").exists()
+    code, _, _ = call(capsys, "optimize", path, "--allow-unverified")
+    assert code == 0
+    assert path.with_suffix(".rep.onnx").exists()
+
+
+def test_inspect(capsys, block):
+    code, out, _ = call(capsys, "inspect", block)
+    assert code == 0
+    assert "1 region would fold" in out
+    assert not block.with_suffix(".rep.onnx").exists()
+    code, out, _ = call(capsys, "inspect", block, "--json")
+    assert json.loads(out)["folds"][0]["kind"] == "merge"
+
+
+def test_inspect_names_the_reason(capsys, tmp_path):
+    n = Net(1)
+    x = n.input((1, 4, 6, 6))
+    path = tmp_path / "m.onnx"
+    onnx.save(n.model(n.op("Mul", n.conv(x, 4, 3), n.constant(np.ones(6)))), path)
+    code, out, _ = call(capsys, "inspect", path)
+    assert code == 0
+    assert "1 x not-per-channel" in out
+    assert "nothing folds in this model" in out
+
+
+def test_verify(capsys, block):
+    call(capsys, "optimize", block)
+    code, out, _ = call(capsys, "verify", block, block.with_suffix(".rep.onnx"))
+    assert code == 0
+    assert out.startswith("verified")
+    other = block.with_name("other.onnx")
+    onnx.save(BLOCK.model(seed=1, dynamic=True), other)
+    code, out, _ = call(capsys, "verify", block, other)
+    assert code == 1
+    assert out.startswith("rejected: ")
+    code, out, _ = call(capsys, "verify", block, other, "--json")
+    assert code == 1
+    assert json.loads(out)["verdict"] == "rejected"
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "code", "words"),
+    [
+        (None, [], 2, "no such file"),
+        ("folder", [], 2, "is a folder"),
+        (b"", [], 1, "empty file"),
+        (b"garbage", [], 1, "not an ONNX file"),
+        ("block", ["-o", "nowhere/out.onnx"], 2, "does not exist"),
+        ("block", ["-o", "."], 2, "is a folder"),
+        ("block", ["--provider", "cuda"], 2, "install onnxruntime-gpu"),
+        ("block", ["--input-shape", "x:1,two"], 2, "expected NAME:1,3,224,224"),
+        ("block", ["--input-shape", "y:1,8,9"], 2, "no such input"),
+        ("block", ["--input-data", "absent.npz"], 2, "no such file"),
+        ("block", ["--report", "nowhere/r.json"], 2, "does not exist"),
+        ("opset", [], 1, "opset 999"),
+    ],
+)
+def test_one_line_that_says_what_is_wrong(capsys, block, tmp_path, monkeypatch, content, arguments, code, words):
+    import onnxruntime
+
+    if "cuda" in arguments and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this build has CUDA")
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "input.onnx"
+    if content == "folder":
+        path.mkdir()
+    elif content == "block":
+        path = block
+    elif content == "opset":
+        model = onnx.load(block)
+        model.opset_import[0].version = 999
+        path.write_bytes(model.SerializeToString())
+    elif content is not None:
+        path.write_bytes(content)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    got, out, err = call(capsys, "optimize", path, *arguments)
+    assert got == code
+    assert words in err
+    assert len(err.splitlines()) == 1
+    assert "Traceback" not in err
+    assert not out
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_wrong_usage(capsys):
+    for arguments in ([], ["optimise"], ["optimize"], ["optimize", "m", "--provider", "tpu"], ["verify", "one"]):
+        code, _, err = call(capsys, *arguments)
+        assert code == 2
+        assert len(err.splitlines()) == 1
+        assert "--help" in err
+
+
+def test_internal_errors_are_one_line_unless_debugging(capsys, block, monkeypatch):
+    from onnxrep import pipeline
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("first\nsecond")
+
+    monkeypatch.setattr(pipeline, "fold", fail)
+    code, _, err = call(capsys, "optimize", block)
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert "internal error" in err
+    with pytest.raises(RuntimeError):
+        cli.main(["optimize", str(block), "--debug"])
+
+
+def test_interruption(capsys, block, monkeypatch):
+    from onnxrep import pipeline
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "fold", stop)
+    assert call(capsys, "optimize", block)[0] == 130
+
+
+def test_names_cannot_command_the_terminal(capsys, tmp_path):
+    n = Net(1)
+    x = n.input((1, 4, 6, 6))
+    y = n.add(n.conv_bn(x, 4, 3), n.conv_bn(x, 4, 1))
+    model = n.model(y, n.bn(y))
+    for proto in model.graph.node:
+        proto.name = f"\x1b[31m[red]{proto.name}"
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    _, out, err = call(capsys, "optimize", path, "-v")
+    assert "\x1b" not in out + err
+    assert "[red]" in out
+
+
+def test_the_installed_command():
+    module = [sys.executable, "-m", "onnxrep"]
+    found = subprocess.run([*module, "--version"], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == f"onnxrep {__version__}"
+    found = subprocess.run([*module, "--help"], capture_output=True, text=True, check=True)
+    for command in ("optimize", "inspect", "verify"):
+        assert command in found.stdout
+    loaded = "import sys, onnxrep.cli; onnxrep.cli._parser(); print('numpy' in sys.modules, 'onnx' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False False", "help must not wait for heavy imports"
+
+
+def test_a_real_export(capsys, tmp_path):
+    path = tmp_path / "net.onnx"
+    onnx.save(skeletons.fill("sg_repvgg_alpha_se/train_legacy_bn"), path)
+    code, out, _ = call(capsys, "optimize", path, "--input-shape", "input:1,3,64,64", "--threads", "2")
+    assert code == 0
+    assert "6 x merge" in out
