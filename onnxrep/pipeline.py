@@ -26,7 +26,7 @@ from onnxrep.report.records import Report
 from onnxrep.shapes import FOLLOWED, Shapes, infer
 
 if TYPE_CHECKING:
-    from onnxrep.verify.check import Side, Verdict
+    from onnxrep.proof.check import Side, Verdict
 
 OLDEST_OPSET = 7
 _MOST_ROUNDS = 8
@@ -209,7 +209,7 @@ def verify(before: ModelLike, after: ModelLike, options: Options | None = None) 
     """
     options = options or Options()
     _runtime(options).check()
-    from onnxrep.verify.check import Side
+    from onnxrep.proof.check import Side
 
     old, new = load(before), load(after)
     return _check(Side(old.model, old.data, old.folder), Side(new.model, new.data, new.folder), options)
@@ -339,14 +339,14 @@ def _emitted(node: gs.Node, edit: Edit) -> records.Emitted:
 
 def _runtime(options: Options) -> Any:
     """Return where models run for the check."""
-    from onnxrep.verify.sessions import Runtime
+    from onnxrep.proof.sessions import Runtime
 
     return Runtime(options.provider, options.threads)
 
 
 def _verify(source: files.ModelFile, options: Options) -> records.Verification:
     """Check the folded message of a source against the bytes that were read."""
-    from onnxrep.verify.check import Side, Verdict
+    from onnxrep.proof.check import Side, Verdict
 
     fault = _checker_fault(source)
     if fault:
@@ -372,8 +372,8 @@ def _checker_fault(source: files.ModelFile) -> str:
 
 def _check(before: Side, after: Side, options: Options) -> records.Verification:
     """Run the end-to-end check and record it."""
-    from onnxrep.verify.check import check
-    from onnxrep.verify.inputs import Wishes
+    from onnxrep.proof.check import check
+    from onnxrep.proof.inputs import Wishes
 
     wishes = Wishes(options.input_shapes, options.input_data)
     return _verification_record(check(before, after, _runtime(options), wishes))
@@ -381,7 +381,7 @@ def _check(before: Side, after: Side, options: Options) -> records.Verification:
 
 def _verification_record(verdict: Verdict) -> records.Verification:
     """Return the record of a verdict."""
-    from onnxrep.verify import judge
+    from onnxrep.proof import judge
 
     outputs = (replace(f, output=files.printable(f.output)) for f in verdict.figures)
     fields = {**vars(verdict), "outputs": tuple(records.OutputCheck(**vars(f)) for f in outputs)}

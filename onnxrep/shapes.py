@@ -278,17 +278,27 @@ def broadcast(shapes: Sequence[Shape], name: str) -> Shape:
     return tuple(result)
 
 
-def infer(model: Model) -> dict[int, onnx.GraphProto]:
-    """Return per scope (by its id) the graph message with ONNX's inferred shapes; empty if inference fails."""
-    copy = onnx.ModelProto(ir_version=model.proto.ir_version)
-    copy.opset_import.extend(model.proto.opset_import)
-    for function in model.proto.functions:
+def inferred(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = None) -> onnx.ModelProto:
+    """Return a copy of a model without weights, with ONNX's inferred shapes; ``shapes`` fixes those of inputs."""
+    copy = onnx.ModelProto(ir_version=proto.ir_version)
+    copy.opset_import.extend(proto.opset_import)
+    for function in proto.functions:
         copy.functions.add().CopyFrom(function)
-    _light(model.proto.graph, copy.graph, inner=False)
+    _light(proto.graph, copy.graph, inner=False)
+    for value in copy.graph.input:
+        if shapes and value.name in shapes:
+            del value.type.tensor_type.shape.dim[:]
+            for size in shapes[value.name]:
+                value.type.tensor_type.shape.dim.add(dim_value=size)
     try:
-        result = onnx.shape_inference.infer_shapes(copy, data_prop=True)
+        return onnx.shape_inference.infer_shapes(copy, data_prop=True)
     except Exception:  # noqa: BLE001  inference of a hostile or unusual model: no static sizes then
-        result = copy
+        return copy
+
+
+def infer(model: Model) -> dict[int, onnx.GraphProto]:
+    """Return per scope (by its id) the graph message with ONNX's inferred shapes."""
+    result = inferred(model.proto)
     graphs: dict[int, onnx.GraphProto] = {}
     for scope in model.scopes:
         if scope.parent is None:

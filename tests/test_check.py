@@ -13,10 +13,11 @@ from models.net import Net
 from onnxrep import Options, optimize, verify
 from onnxrep.errors import ProviderUnavailable, UsageError
 from onnxrep.pipeline import fold
-from onnxrep.verify import judge
-from onnxrep.verify.inputs import index_limits
-from onnxrep.verify.sessions import Runtime
-from tests.tools import copy
+from onnxrep.proof import judge
+from onnxrep.proof.inputs import index_limits
+from onnxrep.proof.sessions import Runtime
+from onnxrep.proof.twin import Twin
+from tests.tools import copy, run
 
 
 def chain(blocks=6, channels=8, *, size=12, dynamic=True, dtype=np.float32, hard=False, head=False, scale=1.0):
@@ -212,6 +213,8 @@ def test_new_infinities_are_rejected_and_old_ones_decide_nothing():
     result = optimize(model)
     assert result.status == "unverified"
     assert "decided nothing" in result.report.verification.reason
+    n = Net(1)
+    x = n.input((1, 4, 6, 6))
     calm = n.model(n.add(n.conv_bn(x, 4, 3), n.conv_bn(x, 4, 1)))
     broken = wrong(calm, lambda w, b: edit(w, np.where(array(w) == array(w).max(), np.inf, array(w))))
     found = verify(calm, broken)
@@ -233,18 +236,26 @@ def test_discrete_outputs():
     assert verify(model, wrong(model, one_weight)).verdict == "rejected"
 
 
-def test_ties_behind_a_discrete_choice_are_undecided_not_rejected():
-    """All candidates are equal but for rounding: either choice is right, and nothing else may differ."""
+def test_a_choice_that_falls_otherwise_by_rounding_is_undecided_not_rejected(tmp_path):
+    """``y > threshold``, where the threshold lies between the two models' values of one element."""
     n = Net(1)
     x = n.input((1, 8, 6, 6))
     y = n.add(n.conv_bn(x, 8, 3), n.conv_bn(x, 8, 1), n.conv_bn(x, 8, 3))
-    mean = n.op("Sub", y, y)
-    noise = n.op("Sub", n.op("Add", y, n.constant(1e4)), n.constant(1e4))
-    jump = n.op("Cast", n.op("Greater", n.op("Sub", noise, y), n.constant(0.0)), to=TensorProto.FLOAT)
-    model = n.model(n.add(y, n.scale(n.op("Add", jump, mean), [10.0])))
-    found = optimize(model).report.verification
-    assert found.verdict in ("verified", "unverified")
-    assert any(o.status == "undecided" for o in found.outputs)
+    plain = n.model(y)
+    data = np.random.default_rng(0).standard_normal((1, 8, 6, 6)).astype(np.float32)
+    result = optimize(plain).model
+    old = [run(plain, {"x": data}, level)[0] for level in ("off", "all")]
+    new = [run(result, {"x": data}, level)[0] for level in ("off", "all")]
+    twin = Runtime().session(Twin(plain, None).model, "off").run({"x": data.astype(np.float64)})[y]
+    above = (np.minimum(*old) > np.maximum(*new)) & (twin > np.maximum(*new))
+    threshold = np.maximum(*new)[above][0]
+    jump = n.op("Cast", n.op("Greater", y, n.constant(threshold)), to=TensorProto.FLOAT)
+    model = n.model(n.add(y, n.scale(jump, [10.0])))
+    np.savez(tmp_path / "inputs.npz", x=data)
+    found = optimize(model, options=Options(input_data=tmp_path / "inputs.npz")).report.verification
+    assert found.verdict == "verified"
+    assert [o.status for o in found.outputs if o.inputs == "inputs.npz"] == ["undecided", "same"]
+    assert any("undecided" in note for note in found.notes)
 
 
 def test_integer_inputs_stay_inside_tables():

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from onnxrep.verify.errors import CannotRun
+from onnxrep.proof.errors import CannotRun
 from tests import oracle
 from tests.strategies import random_region
 from tests.tools import folded, run

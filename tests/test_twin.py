@@ -10,10 +10,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from onnxrep.verify.errors import NoTwin
-from onnxrep.verify.lowering import LOWERINGS, erfc_coefficients
-from onnxrep.verify.sessions import Runtime
-from onnxrep.verify.twin import Twin
+from onnxrep.proof.errors import NoTwin
+from onnxrep.proof.lowering import LOWERINGS, erfc_coefficients
+from onnxrep.proof.sessions import Runtime
+from onnxrep.proof.twin import Twin
 
 RNG = np.random.default_rng(0)
 

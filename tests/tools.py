@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 
 from onnxrep.pipeline import fold
+from onnxrep.proof.sessions import Runtime
 from onnxrep.report.records import Fold, Refusal
-from onnxrep.verify.sessions import Runtime
 
 RUNTIME = Runtime(threads=1)
 

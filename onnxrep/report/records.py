@@ -73,7 +73,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class OutputCheck:
-    """How one output compared on one input set; see :class:`onnxrep.verify.judge.OutputFigures`."""
+    """How one output compared on one input set; see :class:`onnxrep.proof.judge.OutputFigures`."""
 
     output: str
     inputs: str

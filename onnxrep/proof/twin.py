@@ -17,9 +17,9 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from onnxrep import files
 from onnxrep.graph import DEFAULT_DOMAINS, Model
+from onnxrep.proof.errors import NoTwin
+from onnxrep.proof.lowering import LOWERINGS
 from onnxrep.shapes import infer
-from onnxrep.verify.errors import NoTwin
-from onnxrep.verify.lowering import LOWERINGS
 
 FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE))
 RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())

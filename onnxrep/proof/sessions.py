@@ -12,7 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnxrep.errors import ProviderUnavailable
-from onnxrep.verify.errors import CannotRun
+from onnxrep.proof.errors import CannotRun
 
 Level = Literal["off", "all"]
 Feeds = Mapping[str, NDArray[Any]]

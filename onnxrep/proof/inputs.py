@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxrep.errors import UsageError
-from onnxrep.verify.errors import CannotRun, NoInput
-from onnxrep.verify.sessions import Feeds, Session
+from onnxrep.proof.errors import CannotRun, NoInput
+from onnxrep.proof.sessions import Feeds, Session
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -24,9 +23,6 @@ SIZES = (1, 2, 3, 4, 5, 7, 8, 12, 16, 24, 28, 32, 48, 56, 64, 96, 112, 128, 160,
 
 ODD_SIZES = ((33, 47), (45, 65), (97, 67), (7, 9), (63, 95), (129, 161), (225, 257))
 """Pairs of sizes tried for an image that is neither square nor even."""
-
-LARGEST_INPUT = 1 << 28
-"""Elements that the inputs of one run may have."""
 
 CONSTANT_SETS = ("zeros", "ones")
 """Input sets that show biases and borders, but by themselves decide nothing."""
@@ -74,7 +70,13 @@ def seed_of(data: bytes) -> int:
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
 
 
-def input_sets(session: Session, wishes: Wishes, seed: int, limits: Mapping[str, int]) -> Iterator[InputSet]:
+def input_sets(
+    session: Session,
+    wishes: Wishes,
+    seed: int,
+    limits: Mapping[str, int],
+    affordable: Callable[[Shapes], None],
+) -> Iterator[InputSet]:
     """Yield the sets on which two models are compared.
 
     Normal data at every size chosen, then uniform data, zeros and ones at the last of them, then the user's own data.
@@ -84,6 +86,7 @@ def input_sets(session: Session, wishes: Wishes, seed: int, limits: Mapping[str,
         wishes: the user's.
         seed: for the random sets.
         limits: input name -> exclusive upper bound for an integer input.
+        affordable: raises NoInput for shapes that would take more memory than there is.
 
     Raises:
         NoInput: an input has a type without values here, or no size tried is legal.
@@ -97,7 +100,7 @@ def input_sets(session: Session, wishes: Wishes, seed: int, limits: Mapping[str,
         yield from _from_file(session, wishes.data)
         if any(kind not in _DTYPES for _, kind, _ in session.inputs):
             return
-    shapes = legal_shapes(session, wishes, seed, limits)
+    shapes = legal_shapes(session, wishes, seed, limits, affordable)
     for index, shape in enumerate(shapes):
         rng = np.random.default_rng([seed, index])
         yield InputSet(f"normal {describe(shape)}", _filled(session, shape, "normal", rng, limits))
@@ -113,7 +116,7 @@ def describe(shapes: Shapes) -> str:
 
 
 def legal_shapes(
-    session: Session, wishes: Wishes, seed: int, limits: Mapping[str, int]
+    session: Session, wishes: Wishes, seed: int, limits: Mapping[str, int], affordable: Callable[[Shapes], None]
 ) -> list[dict[str, tuple[int, ...]]]:
     """Return the input shapes to compare at: the declared one, or for dynamic inputs a tiny, an odd and a larger one.
 
@@ -131,7 +134,9 @@ def legal_shapes(
     dynamic = any(isinstance(d, str) for dims in declared.values() for d in dims)
 
     def runs(shapes: dict[str, tuple[int, ...]]) -> bool:
-        if sum(math.prod(s) for s in shapes.values()) > LARGEST_INPUT:
+        try:
+            affordable(shapes)
+        except NoInput:
             return False
         feeds = _filled(session, shapes, "normal", np.random.default_rng(seed), limits)
         try:
@@ -142,9 +147,7 @@ def legal_shapes(
 
     if not dynamic:
         fixed = {n: tuple(int(d) for d in dims) for n, dims in declared.items()}
-        if sum(math.prod(s) for s in fixed.values()) > LARGEST_INPUT:
-            gigabytes = sum(math.prod(s) for s in fixed.values()) * 8 / 2**30
-            raise NoInput(f"the declared inputs need {gigabytes:.0f} GiB")
+        affordable(fixed)
         return [fixed]
     found: list[dict[str, tuple[int, ...]]] = []
     tiny = next((s for s in (_filled_in(declared, 1, (size,)) for size in SIZES) if runs(s)), None)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxrep.proof.errors import NoTwin
 from onnxrep.shapes import UnknownWindow, window
-from onnxrep.verify.errors import NoTwin
 
 if TYPE_CHECKING:
-    from onnxrep.verify.twin import Writer
+    from onnxrep.proof.twin import Writer
 
 _ROWS_FROM = 50
 """Taps from which a depthwise kernel is lowered row by row."""
@@ -68,12 +68,31 @@ def _placed(
     return n.pad(x, begins, ends), list(stride), dilation, reach
 
 
+def unfolding(dims: Sequence[int], group: int) -> float:
+    """Return how many times the size of its result a lowered convolution takes while it runs.
+
+    ``dims : (Co, Ci / group, *kernel)``.
+    """
+    outputs, width, *kernel = dims
+    if _by_rows(dims, group):
+        return 2.0 * kernel[1]
+    if width >= _DENSE_FROM:
+        return 2.0 + width * group / outputs
+    return 2.0 * math.prod(kernel) * width * group / outputs
+
+
+def _by_rows(dims: Sequence[int], group: int) -> bool:
+    """Whether a kernel is lowered row by row."""
+    outputs, width, *kernel = dims
+    return len(kernel) == 2 and width == 1 and outputs == group and math.prod(kernel) >= _ROWS_FROM
+
+
 def _correlate(n: Writer, x: str, weight: str, dims: Sequence[int], attributes: dict[str, Any], group: int) -> str:
     """Return the convolution of ``x`` with ``weight : (Co, Ci / group, *kernel)`` of shape ``dims``, without bias."""
     outputs, width, *kernel = dims
     padded, stride, dilation, reach = _placed(n, x, kernel, attributes)
     count = math.prod(kernel)
-    if len(kernel) == 2 and width == 1 and outputs == group and count >= _ROWS_FROM:
+    if _by_rows(dims, group):
         return _depthwise_rows(n, padded, weight, dims, stride, dilation, reach)
     inner = n.integers([0, group, width, -1])
     seen, total = "", ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +14,13 @@ import onnx
 
 from onnxrep import files
 from onnxrep.graph import DEFAULT_DOMAINS
-from onnxrep.verify import judge
-from onnxrep.verify.errors import CannotRun, NoInput, NoTwin
-from onnxrep.verify.inputs import CONSTANT_SETS, InputSet, Wishes, index_limits, input_sets, seed_of
-from onnxrep.verify.judge import OutputFigures, compare, settle
-from onnxrep.verify.sessions import LARGEST_MESSAGE, Level, Runtime, Session
-from onnxrep.verify.twin import FLOATS, RANDOM, Twin, operators
+from onnxrep.proof import judge
+from onnxrep.proof.errors import CannotRun, NoInput, NoTwin
+from onnxrep.proof.inputs import CONSTANT_SETS, InputSet, Wishes, describe, index_limits, input_sets, seed_of
+from onnxrep.proof.judge import OutputFigures, compare, settle
+from onnxrep.proof.memory import budget, needed
+from onnxrep.proof.sessions import LARGEST_MESSAGE, Level, Runtime, Session
+from onnxrep.proof.twin import FLOATS, RANDOM, Twin, operators
 
 LEVELS: tuple[Level, ...] = ("off", "all")
 
@@ -29,6 +31,7 @@ DISCRETE = frozenset(
 """Ops at which an error within rounding may become a jump."""
 
 _MOST_ISLANDS = 24
+_SMALL_INPUT = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ class _Check:
         self._forced: frozenset[str] = frozenset()
         self._twins: dict[Any, Session] = {}
         self._notes: list[str] = []
+        self._afforded = False
 
     def verdict(self) -> Verdict:
         """Run everything and decide."""
@@ -149,7 +153,8 @@ class _Check:
         except CannotRun as error:
             return self._say("rejected", f"ONNX Runtime does not load the new model: {error}")
         try:
-            for inputs in input_sets(old[0], self._wishes, self._seed, index_limits(self._before.model)):
+            limits = index_limits(self._before.model)
+            for inputs in input_sets(old[0], self._wishes, self._seed, limits, self._affordable):
                 stop = self._run(inputs, old, new)
                 if stop is not None:
                     return stop
@@ -184,6 +189,21 @@ class _Check:
         """Return a session per level, with the probes as further outputs."""
         data = _with_outputs(side, self._extra)
         return [self._runtime.session(data, level, side.folder) for level in LEVELS]
+
+    def _affordable(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Make sure that the float64 twin fits into memory at these shapes.
+
+        Raises:
+            NoInput: it does not.
+        """
+        elements = sum(math.prod(s) for s in shapes.values())
+        if self._afforded and elements <= _SMALL_INPUT:
+            return
+        need, have = needed(self._before.model, shapes), budget()
+        self._afforded = True
+        if need > have:
+            sizes = describe(shapes)
+            raise NoInput(f"the check at {sizes} needs {need / 2**30:.0f} GiB, {have / 2**30:.0f} GiB can be used")
 
     def _run(self, inputs: InputSet, old: Sequence[Session], new: Sequence[Session]) -> Verdict | None:
         """Compare on one input set; return a verdict if nothing more needs to be run."""

@@ -1,0 +1,66 @@
+"""How much memory a run will take, estimated before anything is allocated: a model can declare what no machine has."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+from onnx import helper
+
+from onnxrep.files import tensor_bytes, tensors
+from onnxrep.graph import DEFAULT_DOMAINS
+from onnxrep.proof.lowering import unfolding
+from onnxrep.shapes import inferred
+
+_DOUBLE = 8
+_SHARE = 0.6
+_UNKNOWN = 8 << 30
+
+
+def budget() -> float:
+    """Return the bytes that a check may take: most of what the machine (or its control group) has."""
+    limits = [float(_UNKNOWN)]
+    try:
+        limits = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
+        limits.append(float(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (AttributeError, OSError, ValueError):
+        pass
+    return _SHARE * min(limits)
+
+
+def needed(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """Return the bytes that the float64 twin of a model takes at its peak, at fixed input shapes.
+
+    Values whose size shape inference cannot tell count nothing: this finds what is absurd, not the last megabyte.
+    """
+    graph = inferred(model, shapes).graph
+    sizes: dict[str, float] = {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        kind = value.type.tensor_type
+        if kind.HasField("shape") and all(d.HasField("dim_value") for d in kind.shape.dim):
+            sizes[value.name] = float(_DOUBLE) * math.prod(d.dim_value for d in kind.shape.dim)
+    weights = 2.0 * sum(tensor_bytes(t) for t in tensors(model))
+    return weights + _peak(graph, sizes, {t.name: tuple(t.dims) for t in graph.initializer})
+
+
+def _peak(graph: onnx.GraphProto, sizes: Mapping[str, float], weights: Mapping[str, tuple[int, ...]]) -> float:
+    """Return the largest sum of values alive at one time, what a lowered convolution unfolds included."""
+    last = {name: position for position, node in enumerate(graph.node) for name in node.input}
+    last.update((v.name, len(graph.node)) for v in graph.output)
+    alive = sum(sizes.get(v.name, 0.0) for v in graph.input)
+    peak = alive
+    for position, node in enumerate(graph.node):
+        made = sum(sizes.get(name, 0.0) for name in node.output)
+        extra = 0.0
+        if node.op_type == "Conv" and node.domain in DEFAULT_DOMAINS and len(node.input) > 1:
+            group = next((helper.get_attribute_value(a) for a in node.attribute if a.name == "group"), 1)
+            dims = weights.get(node.input[1], ())
+            if dims and node.output[0] in sizes:
+                extra = unfolding(dims, group) * sizes[node.output[0]]
+        alive += made
+        peak = max(peak, alive + extra)
+        alive -= sum(sizes.get(n, 0.0) for n in {*node.input, *node.output} if last.get(n, position) == position)
+    return peak
