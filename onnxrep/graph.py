@@ -119,6 +119,7 @@ class Model:
     def __init__(self, proto: onnx.ModelProto, folder: Path | None, lifted: Collection[str]) -> None:
         """``lifted``: the op types whose attributes the view must show."""
         self.proto, self.folder = proto, folder
+        self._used: dict[str, int] = {}
         self.opset = max((o.version for o in proto.opset_import if o.domain in DEFAULT_DOMAINS), default=0)
         skeleton = onnx.ModelProto(ir_version=proto.ir_version)
         skeleton.opset_import.add(domain="", version=self.opset or 1)
@@ -157,10 +158,11 @@ class Model:
 
     def fresh(self, base: str) -> str:
         """Return an unused name, ``base`` or ``base_1``, ``base_2`` and so on, and mark it as used."""
-        name, count = base, 0
+        name, count = base, self._used.get(base, 0)
         while name in self.names:
             count += 1
             name = f"{base}_{count}"
+        self._used[base] = count
         self.names.add(name)
         return name
 
