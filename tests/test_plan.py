@@ -499,6 +499,27 @@ def test_a_long_chain_of_blocks_and_a_wide_sum():
     assert len(record.removed) == 801
 
 
+def test_twenty_thousand_nodes():
+    """Nothing recurses over the depth of a graph, nothing is quadratic in its size."""
+    n = net()
+    x = n.input((1, 2, 2, 2))
+    three, one = n.constant(n.draw(2, 2, 3, 3)), n.constant(n.draw(2, 2, 1, 1))
+    nodes = []
+    for k in range(5000):
+        nodes.append(helper.make_node("Conv", [x, three], [f"a{k}"], pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Conv", [x, one], [f"b{k}"]))
+        nodes.append(helper.make_node("Add", [f"a{k}", f"b{k}"], [f"c{k}"]))
+        nodes.append(helper.make_node("Relu", [f"c{k}"], [f"x{k}"]))
+        x = f"x{k}"
+    graph = helper.make_graph(
+        nodes, "deep", n.inputs, [helper.make_tensor_value_info(x, TensorProto.FLOAT, None)], n.initializers
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    folds, _ = fold(model, None)
+    assert len(folds) == 5000
+    assert ops(model) == ["Conv", "Relu"] * 5000
+
+
 def test_attributes_that_the_view_cannot_show_are_declined():
     n = net()
     x = image(n, dynamic=False)

@@ -15,12 +15,12 @@ import onnx
 from onnxrep import files
 from onnxrep.graph import DEFAULT_DOMAINS
 from onnxrep.proof import judge
-from onnxrep.proof.errors import CannotRun, NoInput, NoTwin
+from onnxrep.proof.errors import CannotRun, NeedsSizes, NoInput, NoTwin
 from onnxrep.proof.inputs import CONSTANT_SETS, InputSet, Wishes, describe, index_limits, input_sets, seed_of
 from onnxrep.proof.judge import OutputFigures, compare, settle
 from onnxrep.proof.memory import budget, needed
 from onnxrep.proof.sessions import LARGEST_MESSAGE, Level, Runtime, Session
-from onnxrep.proof.twin import FLOATS, RANDOM, Twin, operators
+from onnxrep.proof.twin import FLOATS, MARK, RANDOM, Twin, operators
 
 LEVELS: tuple[Level, ...] = ("off", "all")
 
@@ -135,7 +135,6 @@ class _Check:
         self._ran: list[str] = []
         self._jumped: set[str] = set()
         self._islands: set[str] = set()
-        self._forced: frozenset[str] = frozenset()
         self._twins: dict[Any, Session] = {}
         self._notes: list[str] = []
         self._afforded = False
@@ -244,29 +243,18 @@ class _Check:
         try:
             self._twins[None] = self._build_twin(None)
             return self._twins[None]
-        except NoTwin:
+        except NeedsSizes:
             self._twins[key] = self._build_twin(shapes)
             return self._twins[key]
 
     def _build_twin(self, shapes: Mapping[str, tuple[int, ...]] | None) -> Session:
-        """Build the twin; ops that turn out to have no double kernel become islands."""
+        """Build the twin of the original, with the watched values as outputs."""
         source = onnx.ModelProto()
         source.ParseFromString(_with_outputs(self._before, self._extra))
-        for _ in range(_MOST_ISLANDS):
-            twin = Twin(source, self._before.folder, self._forced, shapes)
-            if twin.model.ByteSize() > LARGEST_MESSAGE:
-                raise NoTwin("it would be larger than 2 GiB")
-            try:
-                session = Runtime("cpu", self._runtime.threads).session(twin.model, "off", reuse_memory=False)
-            except CannotRun as error:
-                missing = re.search(r"implementation for (\w+)\(", str(error))
-                if missing is None or missing[1] in self._forced:
-                    raise NoTwin(str(error)) from None
-                self._forced |= {missing[1]}
-                continue
-            self._islands |= set(twin.islands)
-            return session
-        raise NoTwin("too many ops have no double kernel")
+        runtime = Runtime("cpu", self._runtime.threads)
+        session, islands = session_of_twin(source, self._before.folder, runtime, shapes)
+        self._islands |= set(islands)
+        return session
 
     def _undecided(self, f: OutputFigures) -> OutputFigures:
         """Mark a difference that a discrete choice explains: one fell otherwise on this input set."""
@@ -318,6 +306,30 @@ def _with_outputs(side: Side, names: Iterable[str]) -> bytes:
     for name in names:
         copy.graph.output.add(name=name)
     return Side(copy, None, side.folder).serialized()
+
+
+def session_of_twin(
+    model: onnx.ModelProto, folder: Path | None, runtime: Runtime, shapes: Mapping[str, tuple[int, ...]] | None
+) -> tuple[Session, list[str]]:
+    """Return a session of a model's float64 twin, and its islands: ops for which there is no double kernel.
+
+    Raises:
+        NoTwin: there is none.
+    """
+    forced: frozenset[str] = frozenset()
+    for _ in range(_MOST_ISLANDS):
+        twin = Twin(model, folder, forced, shapes)
+        if sum(len(t.raw_data) for t in files.tensors(twin.model)) > LARGEST_MESSAGE:
+            raise NoTwin("it would be larger than 2 GiB")
+        try:
+            return runtime.session(twin.model, "off", reuse_memory=False), twin.islands
+        except CannotRun as error:
+            missing = re.search(rf"implementation for (\w+)\(|(\w+){re.escape(MARK)}", str(error))
+            culprit = missing and (missing[1] or missing[2])
+            if not culprit or culprit in forced:
+                raise NoTwin(str(error)) from None
+            forced |= {culprit}
+    raise NoTwin("too many ops have no double kernel")
 
 
 def roundoff_of(before: onnx.ModelProto, after: onnx.ModelProto) -> float:

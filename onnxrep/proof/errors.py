@@ -7,6 +7,10 @@ class NoTwin(Exception):
     """The model has no float64 twin; the text says why."""
 
 
+class NeedsSizes(NoTwin):
+    """A twin for all sizes cannot be written, but one for given sizes perhaps."""
+
+
 class NoInput(Exception):
     """No legal input could be made; the text says why."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxrep.proof.errors import NoTwin
+from onnxrep.proof.errors import NeedsSizes, NoTwin
 from onnxrep.shapes import UnknownWindow, window
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _placed(
     except UnknownWindow as error:
         raise NoTwin(str(error)) from None
     if mode != "conv":
-        raise NoTwin("SAME padding of a size that is not known")
+        raise NeedsSizes("SAME padding of a size that is not known")
     dilation = [t[1] - t[0] if len(t) > 1 else 1 for t in taps]
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     begins = [-t[0] for t in taps]
@@ -168,7 +168,8 @@ def _conv_transpose(n: Writer) -> None:
     inputs_, width, *kernel = _weight_dims(n)
     bias = n.node.input[2] if len(n.node.input) > 2 else ""
     if n.attributes.get("output_shape") or n.attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        raise NoTwin("a transposed convolution with output_shape or auto_pad")
+        n.island()
+        return
     group = int(n.attributes.get("group", 1))
     axes = len(kernel)
     ones, zeros = [1] * axes, [0] * axes
@@ -182,14 +183,11 @@ def _conv_transpose(n: Writer) -> None:
         edge = dilation[a] * (kernel[a] - 1)
         begins.append(edge - pads[a])
         ends.append(edge - pads[axes + a] + extra[a] - (stride[a] - 1))
-    known = n.array(weight)
-    if known is None:
-        raise NoTwin("a transposed convolution whose weight is computed")
-    flipped = known.reshape(group, inputs_ // group, width, *kernel).swapaxes(1, 2)
-    flipped = np.flip(flipped.reshape(group * width, inputs_ // group, *kernel), tuple(range(2, 2 + axes)))
+    final = [group * width, inputs_ // group, *kernel]
+    order = [0, 2, 1, *range(3, 3 + axes)]
+    swapped = n.rearranged(weight, [group, inputs_ // group, width, *kernel], order, final)
     placed = n.pad(spread, begins, ends)
-    turned = n.constant(flipped)
-    result = _correlate(n, placed, turned, flipped.shape, {"dilations": dilation}, group)
+    result = _correlate(n, placed, n.flipped(swapped, range(2, 2 + axes)), final, {"dilations": dilation}, group)
     _with_bias(n, result, bias, axes)
 
 

@@ -26,9 +26,16 @@ RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLik
 """Ops whose result is not a function of their inputs."""
 
 _ISLANDS = frozenset(
-    "Resize Upsample GridSample NonZero OneHot QuantizeLinear DequantizeLinear DynamicQuantizeLinear"
-    " LSTM GRU RNN".split()
+    "Resize Upsample GridSample NonZero OneHot QuantizeLinear DequantizeLinear DynamicQuantizeLinear LSTM GRU RNN"
+    " Attention RotaryEmbedding DFT STFT BlackmanWindow HammingWindow HannWindow MelWeightMatrix TfIdfVectorizer"
+    " MeanVarianceNormalization BitCast".split()
 )
+"""Ops without a double kernel that can be trusted, and without a lowering."""
+
+_FAR = int(np.iinfo(np.int64).max)
+MARK = "|kept"
+"""Ends the op type in the names of nodes that were taken over: ONNX Runtime's complaints then name the op."""
+
 _OWN_TYPE = frozenset(("NonMaxSuppression",))  # takes float32 only
 
 
@@ -237,6 +244,14 @@ class Writer:
         first = self.op("Reshape", name, self.integers(shape))
         return self.op("Reshape", self.op("Transpose", first, perm=list(order)), self.integers(final))
 
+    def flipped(self, name: str, axes: Sequence[int]) -> str:
+        """Return a tensor reversed along axes; at once for an initializer."""
+        known = self.array(name)
+        if known is not None:
+            return self.constant(np.flip(known, tuple(axes)))
+        count = len(axes)
+        return self.slice(name, [-1] * count, [-_FAR] * count, axes, [-1] * count)
+
     def per_tap(self, name: str, blocks: Sequence[int]) -> list[str]:
         """Return a weight's matrix ``(group, Co / group, Ci / group)`` for each tap; at once for an initializer."""
         known = self.array(name)
@@ -295,7 +310,8 @@ class Writer:
 
     def _plain(self) -> None:
         """Add the node itself, its types and tensors in double."""
-        copy = onnx.NodeProto(op_type=self.node.op_type, domain=self.node.domain, name=self.node.name)
+        name = self.twin.fresh(f"{self.node.op_type}{MARK}")
+        copy = onnx.NodeProto(op_type=self.node.op_type, domain=self.node.domain, name=name)
         copy.input.extend(self.node.input)
         copy.output.extend(self.node.output)
         for attribute in self.node.attribute:
