@@ -26,7 +26,7 @@ from onnxrep.price import Part, Price, cover, total
 from onnxrep.reasons import SILENT
 from onnxrep.shapes import lengths_of
 
-LARGEST_REGION = 2048
+LARGEST_REGION = 1 << 16
 """Nodes that one region may hold; a longer chain is folded in several rounds."""
 
 _LOOKAHEAD = 4
@@ -112,6 +112,7 @@ class _Solution:
     """An expansion of a root, and what it becomes.
 
     ``price`` is that of the parts; ``total`` adds what the sources below convolutions cost as regions of their own.
+    ``whole`` is the expansion before ops below which nothing merges were closed again.
     """
 
     expansion: _Expansion
@@ -121,8 +122,8 @@ class _Solution:
     total: Price
     emittable: bool
     folds: bool
-    openable: frozenset[str] = frozenset()
-    whole: Mapping[str, list[Part]] = field(default_factory=dict)
+    whole: _Expansion
+    whole_parts: Mapping[str, list[Part]]
 
 
 class Planner:
@@ -137,6 +138,7 @@ class Planner:
         self._refusals: dict[tuple[int, str], Refusal] = {}
         self._said: set[tuple[str, str]] = set()
         self._taken: set[int] = set()
+        self._hopeless: set[int] = set()
         fused = claimed(self._scope, facts.constants)
         for position in range(len(self._scope.nodes)):
             if position not in fused:
@@ -323,7 +325,7 @@ class Planner:
         )
         for value, positions in whole.expansion.openable.items():
             cost += self._own(value).at(positions)
-        return replace(best, total=cost, openable=frozenset(whole.expansion.openable), whole=whole.parts)
+        return replace(best, total=cost, whole=whole.expansion, whole_parts=whole.parts)
 
     def _priced(self, root: int, opened: frozenset[str], closed: frozenset[int]) -> _Solution:
         """Return one expansion with its price."""
@@ -334,7 +336,7 @@ class Planner:
         emittable = all(p.can_stand_alone for p in every)
         anchored = any(self._lifted[p].anchor for p in expansion.expanded)
         folds = anchored and emittable and price.beats(expansion.spent)
-        return _Solution(expansion, parts, opened, price, price, emittable, folds)
+        return _Solution(expansion, parts, opened, price, price, emittable, folds, expansion, parts)
 
     def _own(self, value: str) -> Price:
         """Return what a value costs as the root of its own region."""
@@ -352,10 +354,10 @@ class Planner:
         improved = True
         while improved:
             improved = False
-            for value in sorted(best.openable):
+            for value in sorted(best.whole.openable):
                 trial, opened = best, best.opened
                 for _ in range(_LOOKAHEAD):
-                    fresh = {value} | (trial.openable - best.openable)
+                    fresh = {value} | (trial.whole.openable.keys() - best.whole.openable.keys())
                     opened = opened | fresh
                     if opened in tried:
                         break
@@ -430,7 +432,7 @@ class Planner:
         """Yield the regions worth replacing, last one first; no two share a node."""
         self._solve_inner()
         for root in sorted(self._anchored, reverse=True):
-            if root in self._taken or root not in self._lifted:
+            if root in self._taken or root in self._hopeless or root not in self._lifted:
                 continue
             region = self._settle(root)
             if region is not None:
@@ -450,6 +452,7 @@ class Planner:
             solution = self._solutions.get(root) or self._solve(root)
             self._note_unmerged(root, solution)
             if not solution.folds:
+                self._give_up(solution)
                 return None
             try:
                 return self._region(root, solution)
@@ -463,9 +466,22 @@ class Planner:
                 self._solutions.clear()
         return None
 
+    def _give_up(self, solution: _Solution) -> None:
+        """Spare roots that cannot do better than one above them that failed.
+
+        Without a convolution in reach, none below has one. And where no two maps of one source were worth joining, an
+        inner sum, which sees fewer of them, has none to join.
+        """
+        reached = solution.whole
+        if not any(self._lifted[p].anchor for p in reached.expanded):
+            self._hopeless.update(p for p in reached.expanded if all(map(_is_diagonal, self._lifted[p].branches)))
+        elif not any(len(p.members) > 1 for parts in solution.whole_parts.values() for p in parts):
+            sums = (p for p in reached.expanded if len(self._lifted[p].branches) > 1)
+            self._hopeless.update(p for p in sums if reached.above[p] in (1.0, -1.0))
+
     def _note_unmerged(self, root: int, solution: _Solution) -> None:
         """Note convolutions of one source that are summed but stay apart, and why."""
-        for source, parts in solution.whole.items():
+        for source, parts in solution.whole_parts.items():
             anchored = [p for p in parts if p.anchored]
             for first, second in pairwise(anchored):
                 try:
@@ -564,6 +580,11 @@ class Planner:
     def _shares_source(self, maker: int, other: str) -> bool:
         """Whether a value is, or comes by way of a convolution from, the source of the convolution at ``maker``."""
         return self._lifted[maker].branches[0].source in (other, self._source_of(other))
+
+
+def _is_diagonal(branch: Branch) -> bool:
+    """Whether an op treats each channel and position of an input by itself."""
+    return branch.geometry.is_diagonal
 
 
 class _Blocked(Exception):
