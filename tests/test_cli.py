@@ -21,7 +21,7 @@ BLOCK = next(iter(seed_blocks()))
 @pytest.fixture
 def block(tmp_path):
     path = tmp_path / "block.onnx"
-    onnx.save(BLOCK.model(dynamic=True), path)
+    onnx.save(BLOCK.model(), path)
     return path
 
 
@@ -139,7 +139,7 @@ def test_verify(capsys, block):
     assert code == 0
     assert out.startswith("verified")
     other = block.with_name("other.onnx")
-    onnx.save(BLOCK.model(seed=1, dynamic=True), other)
+    onnx.save(BLOCK.model(seed=1), other)
     code, out, _ = call(capsys, "verify", block, other)
     assert code == 1
     assert out.startswith("rejected: ")

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from models.blocks import (
+from models.blocks.seeds import (
     conv_bn,
     mmpose_rep,
     paddle_rep,
