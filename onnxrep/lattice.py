@@ -27,6 +27,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Taps = tuple[tuple[int, ...], ...]
+Span = tuple[int, int]
+"""A range of channels, end excluded."""
+
 Mode = Literal["conv", "transpose", "SAME_UPPER", "SAME_LOWER"]
 """How taps are meant. ``conv``: as in the module's equation. ``transpose``: the dual map, in which input ``p`` writes
 to output ``stride * p + t`` and ``size`` is the constant of ``Q = stride * (L - 1) + size``. ``SAME_*``: a convolution
@@ -35,6 +38,10 @@ whose begin pads depend on ``L``; its taps are relative to an unknown begin and 
 
 class NotAligned(ValueError):
     """Two maps whose results do not lie on the same grid cannot be summed."""
+
+
+class Vanishes(ValueError):
+    """A composition is zero by construction: the second map reads channels that the first does not write."""
 
 
 class Inexact(ValueError):
@@ -74,6 +81,9 @@ class Geometry:
         stride: per axis, positive.
         size: per axis, the constant of the size equation.
         mode: see :data:`Mode`.
+        rows, cols: the only outputs and inputs with non-zero weights; None for all.
+        shifted: whether output ``rows[0] + k`` depends on input ``cols[0] + k`` alone, at the same position: the map
+            picks channels (Slice, Split) or places them (Concat).
 
     """
 
@@ -84,6 +94,17 @@ class Geometry:
     stride: tuple[int, ...]
     size: tuple[int, ...]
     mode: Mode = "conv"
+    rows: Span | None = None
+    cols: Span | None = None
+    shifted: bool = False
+
+    @staticmethod
+    def channels(outputs: int, inputs: int, rows: Span, cols: Span, axes: int) -> Geometry:
+        """Return the geometry of a map that copies the channels ``cols`` of its input to ``rows`` of its output."""
+        if outputs == inputs == rows[1] - rows[0]:
+            return Geometry.identity(outputs, axes)
+        plain = Geometry.pointwise(outputs, inputs, _fit(outputs, inputs, rows, cols, 1), axes)
+        return replace(plain, rows=_span(rows, outputs), cols=_span(cols, inputs), shifted=True)
 
     @staticmethod
     def pointwise(outputs: int, inputs: int, group: int, axes: int) -> Geometry:
@@ -112,6 +133,23 @@ class Geometry:
         return self.is_pointwise and self.group == self.outputs == self.inputs
 
     @property
+    def is_channelwise(self) -> bool:
+        """Whether the map is pointwise and each output depends on one input channel at most."""
+        return self.is_diagonal or (self.shifted and self.is_pointwise)
+
+    def with_axes(self, axes: int) -> Geometry:
+        """Return a pointwise geometry for another number of spatial axes.
+
+        Raises:
+            Inexact: the map is not pointwise.
+        """
+        if axes == self.axes:
+            return self
+        if not self.is_pointwise:
+            raise Inexact("a map that reads neighbours does not pass a reshape or transpose")
+        return replace(self, taps=((0,),) * axes, stride=(1,) * axes, size=(-1,) * axes)
+
+    @property
     def weight_shape(self) -> tuple[int, ...]:
         """The shape of the weight: ``(outputs, inputs / group, *taps)``."""
         return (self.outputs, self.inputs // self.group, *map(len, self.taps))
@@ -132,7 +170,8 @@ class Geometry:
     @cached_property
     def macs(self) -> float:
         """Multiply-accumulates per position of the result, zero taps of the kernel included."""
-        dense = self.kernel.taps * self.outputs * self.inputs / self.group
+        outputs = self.rows[1] - self.rows[0] if self.rows else self.outputs
+        dense = self.kernel.taps * outputs * self.inputs / self.group
         return dense / math.prod(self.stride) if self.mode == "transpose" else dense
 
     @cached_property
@@ -161,22 +200,42 @@ class Geometry:
         if self.mode.startswith("SAME") and self.taps != other.taps:
             raise NotAligned("the branches' SAME pads depend on a size that is not known")
         taps = tuple(tuple(sorted({*a, *b})) for a, b in zip(self.taps, other.taps, strict=True))
-        return replace(self, group=math.gcd(self.group, other.group), taps=taps)
+        return replace(
+            self,
+            group=math.gcd(self.group, other.group),
+            taps=taps,
+            rows=_union(self.rows, other.rows, self.outputs),
+            cols=_union(self.cols, other.cols, self.inputs),
+            shifted=self.shifted and other.shifted and (self.rows, self.cols) == (other.rows, other.cols),
+        )
 
     def after(self, first: Geometry) -> Geometry:
         """Return the geometry of ``self`` applied to the result of ``first``; see :func:`border_fault` for exactness.
 
         Raises:
             Inexact: one of the two is a transposed or SAME-padded map and the other is not pointwise.
+            Vanishes: the result is zero.
 
         """
         if self.inputs != first.outputs or self.axes != first.axes:
             raise Inexact("the maps do not fit each other")
+        rows, cols = _spans_through(self, first)
         group = math.gcd(self.group, first.group)
+        if rows or cols:
+            inner = max(self.group if first.shifted else 1, first.group if self.shifted else 1)
+            group = max(group, _fit(self.outputs, first.inputs, rows, cols, inner))
+        channels: dict[str, Any] = {
+            "outputs": self.outputs,
+            "inputs": first.inputs,
+            "group": group,
+            "rows": rows,
+            "cols": cols,
+            "shifted": self.is_channelwise and first.is_channelwise and bool(rows or cols),
+        }
         if self.is_pointwise:
-            return replace(first, outputs=self.outputs, group=group)
+            return replace(first, **channels)
         if first.is_pointwise:
-            return replace(self, inputs=first.inputs, group=group)
+            return replace(self, **channels)
         if self.mode != "conv" or first.mode != "conv":
             raise Inexact("a transposed or SAME-padded convolution combines with pointwise maps only")
         taps, stride, size = [], [], []
@@ -186,7 +245,49 @@ class Geometry:
             taps.append(tuple(sorted({sa * u + v for u, v in product(tb, ta)})))
             stride.append(sa * sb)
             size.append(ca + sa * (1 + cb))
-        return Geometry(self.outputs, first.inputs, group, tuple(taps), tuple(stride), tuple(size))
+        return Geometry(taps=tuple(taps), stride=tuple(stride), size=tuple(size), **channels)
+
+
+def _span(span: Span | None, count: int) -> Span | None:
+    """Return None for a span of all channels."""
+    return None if span == (0, count) else span
+
+
+def _union(first: Span | None, second: Span | None, count: int) -> Span | None:
+    """Return the smallest span that holds two."""
+    if first is None or second is None:
+        return None
+    return _span((min(first[0], second[0]), max(first[1], second[1])), count)
+
+
+def _spans_through(second: Geometry, first: Geometry) -> tuple[Span | None, Span | None]:
+    """Return the rows and columns of ``second`` after ``first``."""
+    middle = first.outputs
+    made, read = first.rows or (0, middle), second.cols or (0, middle)
+    low, high = max(made[0], read[0]), min(made[1], read[1])
+    if low >= high:
+        raise Vanishes("the second map reads only channels that the first does not write")
+    rows, cols = second.rows or (0, second.outputs), first.cols or (0, first.inputs)
+    if second.is_channelwise:
+        rows = (low - read[0] + rows[0], high - read[0] + rows[0])
+    if first.is_channelwise:
+        cols = (low - made[0] + cols[0], high - made[0] + cols[0])
+    return _span(rows, second.outputs), _span(cols, first.inputs)
+
+
+def _fit(outputs: int, inputs: int, rows: Span | None, cols: Span | None, inner: int) -> int:
+    """Return a group count that a map with these rows and columns has, itself in ``inner`` groups within them."""
+    rows, cols = rows or (0, outputs), cols or (0, inputs)
+    common = math.gcd(outputs, inputs)
+    for count in sorted(
+        {d for k in range(1, math.isqrt(common) + 1) if not common % k for d in (k, common // k)}, reverse=True
+    ):
+        height, width = outputs // count, inputs // count
+        cells = {rows[0] // height, (rows[1] - 1) // height, cols[0] // width, (cols[1] - 1) // width}
+        if len(cells) == 1:
+            filled = rows[1] - rows[0] == height and cols[1] - cols[0] == width
+            return count * inner if filled and not height % inner and not width % inner else count
+    return 1
 
 
 def _kernel_axis(taps: tuple[int, ...], stride: int, size: int, mode: Mode) -> tuple[int, int, int, int, int, int]:
@@ -254,17 +355,46 @@ class Map:
         used: NDArray[np.bool_] = np.any(blocks, axis=(1, 3)).reshape(-1)
         return used
 
+    @staticmethod
+    def channels(geometry: Geometry, factor: float = 1.0) -> Map:
+        """Return ``factor`` times the map that copies channels, for a geometry made by :meth:`Geometry.channels`."""
+        if geometry.is_diagonal:
+            return Map.identity(geometry.outputs, geometry.axes, factor)
+        weight = np.zeros(geometry.weight_shape)
+        rows, cols = geometry.rows or (0, geometry.outputs), geometry.cols or (0, geometry.inputs)
+        width = geometry.inputs // geometry.group
+        weight[np.arange(*rows), np.arange(*cols) % width] = factor
+        return Map(geometry, weight)
+
+    def with_axes(self, axes: int) -> Map:
+        """Return a pointwise map for another number of spatial axes."""
+        geometry = self.geometry.with_axes(axes)
+        return self if geometry is self.geometry else Map(geometry, self.weight.reshape(geometry.weight_shape))
+
     def regrouped(self, group: int) -> Map:
-        """Return the same map written with fewer groups; ``group`` divides the present count."""
+        """Return the same map written with fewer groups, or with more where the weights between them are zero.
+
+        One of the two counts divides the other.
+        """
         g = self.geometry
         if group == g.group:
             return self
+        if group > g.group:
+            return self._split(group)
         ratio = g.group // group
         rows = np.arange(g.outputs)
         weight = np.zeros((g.outputs, ratio, *self.weight.shape[1:]))
         weight[rows, rows // (g.outputs // g.group) % ratio] = self.weight
         geometry = replace(g, group=group)
         return Map(geometry, weight.reshape(geometry.weight_shape))
+
+    def _split(self, group: int) -> Map:
+        """Return the same map written with more groups; weights between them are zero."""
+        g = self.geometry
+        ratio = group // g.group
+        rows = np.arange(g.outputs)
+        cut = self.weight.reshape(g.outputs, ratio, g.inputs // group, *self.weight.shape[2:])
+        return Map(replace(g, group=group), np.ascontiguousarray(cut[rows, rows // (g.outputs // group) % ratio]))
 
     def plus(self, other: Map, lengths: Sequence[int] | None = None) -> Map:
         """Return the sum of two maps of one source; see :meth:`Geometry.plus`."""
@@ -284,7 +414,8 @@ class Map:
             factors = first.weight.reshape(b.group, 1, b.inputs // b.group, *(1,) * b.axes)
             weight = self.weight.reshape(b.group, b.outputs // b.group, *self.weight.shape[1:]) * factors
             return Map(geometry, weight.reshape(geometry.weight_shape))
-        groups, middle = geometry.group, b.inputs // geometry.group
+        groups = math.gcd(b.group, a.group)
+        middle = b.inputs // groups
         outer = self.regrouped(groups).weight.reshape(groups, b.outputs // groups, middle, -1)
         inner = first.regrouped(groups).weight.reshape(groups, middle, -1)
         total = np.zeros((groups, b.outputs // groups, a.inputs // groups, *map(len, geometry.taps)))
@@ -293,7 +424,8 @@ class Map:
             moved = tuple(tuple(s * u + v for v in t) for s, u, t in zip(a.stride, tap, a.taps, strict=True))
             place = (slice(None), *_grid(moved, geometry.taps))
             total[place] += part.reshape(*total.shape[:3], *map(len, a.taps))
-        return Map(geometry, total.reshape(geometry.weight_shape))
+        common = replace(geometry, group=groups)
+        return Map(common, total.reshape(common.weight_shape)).regrouped(geometry.group)
 
     def trimmed(self) -> Map:
         """Return the map without the outermost taps that are zero for every channel."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxrep.lattice import Geometry, Inexact, Map, NotAligned, border_fault
+from onnxrep.lattice import Geometry, Inexact, Map, NotAligned, Vanishes, border_fault
 from tests import oracle
 from tests.strategies import groups, map_of, seeds, windows
 
@@ -285,3 +285,67 @@ def test_response_is_the_value_inside_a_constant_image(window, channels, seed):
     assert np.array_equal(map_.response(vector), dense.reshape(*dense.shape[:2], -1).sum(2) @ vector)
     read = np.any(dense.reshape(dense.shape[0], dense.shape[1], -1), axis=(0, 2))
     assert np.array_equal(map_.reads, read)
+
+
+@st.composite
+def channel_copies(draw, channels=None):
+    """Draw the geometry of a map that picks or places channels."""
+    inputs = draw(st.integers(1, 6)) if channels is None else channels
+    low = draw(st.integers(0, inputs - 1))
+    high = draw(st.integers(low + 1, inputs))
+    outputs = draw(st.integers(high - low, 8))
+    start = draw(st.integers(0, outputs - (high - low)))
+    return Geometry.channels(outputs, inputs, (start, start + high - low), (low, high), 1)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data(), seeds)
+def test_picking_and_placing_channels(data, seed):
+    """Any composition of convolutions and channel copies: right numbers, true spans, true groups."""
+    rng = np.random.default_rng(seed)
+    map_ = Map.channels(data.draw(channel_copies()))
+    steps = [map_]
+    x = rng.integers(-4, 5, (1, map_.geometry.inputs, 7)).astype(float)
+    expected = direct(map_, x)
+    for _ in range(data.draw(st.integers(1, 4))):
+        channels = steps[-1].geometry.outputs
+        if data.draw(st.booleans()):
+            step = Map.channels(data.draw(channel_copies(channels)), 2.0)
+        else:
+            group = data.draw(st.sampled_from([g for g in range(1, channels + 1) if not channels % g]))
+            outputs = group * data.draw(st.integers(1, 2))
+            step = map_of(([2], [1], [0], [0], [1]), outputs, channels, group, rng, bound=2)
+        expected = direct(step, expected)
+        steps.append(step)
+    try:
+        total = steps[0]
+        for step in steps[1:]:
+            total = step.after(total)
+    except Vanishes:
+        assert not expected.any()
+        return
+    g = total.geometry
+    assert np.array_equal(direct(total, x), expected)
+    dense = total.regrouped(1).weight
+    rows, cols = g.rows or (0, g.outputs), g.cols or (0, g.inputs)
+    outside = dense.copy()
+    outside[slice(*rows), slice(*cols)] = 0
+    assert not outside.any()
+    assert g.macs == g.kernel.taps * (rows[1] - rows[0]) * g.inputs / g.group
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), seeds)
+def test_split_convolve_concat_is_a_grouped_convolution(parts, width, height, seed):
+    rng = np.random.default_rng(seed)
+    total = None
+    for k in range(parts):
+        pick = Map.channels(Geometry.channels(width, parts * width, (0, width), (k * width, (k + 1) * width), 1))
+        place = Map.channels(Geometry.channels(parts * height, height, (k * height, (k + 1) * height), (0, height), 1))
+        inner = rng.choice([g for g in range(1, 4) if not width % g and not height % g])
+        branch = place.after(map_of(([3], [1], [1], [1], [1]), height, width, int(inner), rng).after(pick))
+        total = branch if total is None else total.plus(branch)
+    assert total.geometry.group % parts == 0
+    assert total.geometry.rows is None
+    x = rng.integers(-4, 5, (1, parts * width, 5)).astype(float)
+    assert np.array_equal(apply(total, x), direct(total, x))
