@@ -3,80 +3,299 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxrep.graph import Edit, Scope, stored
-from onnxrep.lattice import Array, Map
+from onnxrep.graph import Edit, stored
+from onnxrep.lattice import Array, Map, Span
 from onnxrep.lift import Facts
-from onnxrep.plan import Region, Summand
+from onnxrep.plan import Origin, Region, Step, Summand
+from onnxrep.price import Part
 
 SUFFIX = "_folded"
-_ANCHOR_OPS = ("Conv", "ConvTranspose")
+_ANCHORS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 
-def emit(facts: Facts, region: Region) -> Edit:
-    """Return the edit for a region: one convolution per anchored summand, joined by Adds where there are several.
+@dataclass
+class _Moved:
+    """A value after some movements, made once for all regions that read it."""
 
-    The bias goes to the first convolution. The last node makes the region's output under its old name.
-
-    Raises:
-        OverflowError: a weight or bias is not finite in the model's type.
-
-    """
-    return _Emitter(facts, region).edit()
+    name: str
+    nodes: list[gs.Node]
+    tensors: list[tuple[str, Any]]
+    at: int
+    used: bool = False
 
 
-class _Emitter:
-    """Builds the nodes of one region."""
+class Emitter:
+    """Makes the edits of one scope's regions."""
 
-    def __init__(self, facts: Facts, region: Region) -> None:
-        self._scope: Scope = facts.scope
-        self._region = region
+    def __init__(self, facts: Facts) -> None:
+        self.facts, self.scope = facts, facts.scope
+        self._moved: dict[tuple[str, tuple[Step, ...]], _Moved] = {}
+
+    def edit(self, region: Region) -> Edit:
+        """Return the edit for a region: one convolution or product per summand with one, joined by Adds.
+
+        The bias goes to the first convolution that can take it. The last node makes the region's output under its old
+        name.
+
+        Raises:
+            OverflowError: a weight or bias is not finite in the model's type.
+        """
+        writer = _Writer(self, region)
+        edit = writer.edit()
+        for key in writer.moved:
+            self._moved[key].used = True
+        return edit
+
+    def movements(self) -> list[Edit]:
+        """Return the edits that make the moved values which regions read; call when all regions are done."""
+        return [
+            Edit(frozenset(), moved.at, moved.nodes, moved.tensors, [None] * len(moved.nodes), keep=True)
+            for moved in self._moved.values()
+            if moved.used
+        ]
+
+    def value_of(self, origin: Origin) -> str:
+        """Return the name of a source after its movements."""
+        key = (origin.value, origin.steps)
+        if key not in self._moved:
+            self._moved[key] = self._move(origin)
+        self._moved[key].at = min(self._moved[key].at, origin.after)
+        return self._moved[key].name
+
+    def _move(self, origin: Origin) -> _Moved:
+        """Make the nodes that move a value."""
+        name, nodes, tensors = origin.value, [], []
+        for step in origin.steps:
+            output = self.scope.model.fresh(f"{origin.value}_moved")
+            inputs = [gs.Variable(name)]
+            if step.order:
+                nodes.append(gs.Node("Transpose", "", {"perm": list(step.order)}, inputs, [gs.Variable(output)]))
+            else:
+                shape = self.scope.model.fresh(f"{output}_shape")
+                tensors.append((shape, np.array(step.shape, np.int64)))
+                nodes.append(gs.Node("Reshape", "", {}, [*inputs, gs.Variable(shape)], [gs.Variable(output)]))
+            name = output
+        return _Moved(name, nodes, tensors, origin.after)
+
+
+class _Writer:
+    """Writes the nodes of one region."""
+
+    def __init__(self, emitter: Emitter, region: Region) -> None:
+        self._emitter, self._facts, self._scope = emitter, emitter.facts, emitter.scope
+        self._region, self._kind = region, region.layout.kind
         self._nodes: list[gs.Node] = []
         self._heirs: list[int | None] = []
         self._tensors: list[tuple[str, Any]] = []
-        self._anchors = {p for p in region.removed if self._scope.nodes[p].op in _ANCHOR_OPS}
-        self._free_heirs = set(self._anchors)
-        self._facts = facts
-        weight = facts.constants.get(self._weight_name(min(self._free_heirs)))
+        self.moved: list[tuple[str, tuple[Step, ...]]] = []
+        self._anchors = {p for p in region.covered if self._weight_name(p)}
+        self._free = self._anchors & set(region.removed)
+        weight = self._facts.constants.get(self._weight_name(min(self._anchors)))
         assert weight is not None
         self._type = weight.data_type
+        self._rank = len(self._facts.shapes.of(region.output) or ()) or 2 + region.summands[0].map.geometry.axes
 
     def edit(self) -> Edit:
-        """Build the nodes: convolutions, then what is added to them."""
+        """Write all segments and what stacks them."""
         region = self._region
-        root = self._scope.nodes[region.root]
-        output = str(root.outputs[0].name)
-        ordered = sorted(region.summands, key=lambda s: (not s.anchored, s.unit == -1.0))
-        bias = region.bias
-        total = ""
-        for index, summand in enumerate(ordered):
-            last = index == len(ordered) - 1
-            if summand.anchored:
-                value = self._convolution(summand, bias, output if len(ordered) == 1 else self._value(output))
-                bias = np.zeros(summand.map.geometry.outputs)
-            elif summand.unit is None:
-                value = self._scaled(summand, self._value(output))
-            else:
-                value = summand.source
-            if not total:
-                total = value
-                continue
-            result = output if last else self._value(output)
-            name = root.name if last and region.root not in self._anchors else self._node_name(root.name)
-            self._add("Sub" if summand.unit == -1.0 else "Add", name, [total, value], result)
-            total = result
+        if len(region.segments) == 1:
+            ((_, summands),) = region.segments
+            self._segment((0, summands[0].map.geometry.outputs), summands, region.output)
+        else:
+            axis = 1 if self._kind == "first" else self._rank - 1
+            parts = [self._segment(span, summands, "") for span, summands in region.segments]
+            self._node("Concat", self._root_name(), parts, region.output, axis=axis)
         return Edit(frozenset(region.removed), region.root, self._nodes, self._tensors, self._heirs)
 
-    def _weight_name(self, position: int) -> str:
-        return str(self._scope.nodes[position].inputs[1].name)
+    def _segment(self, span: Span, summands: Sequence[Summand], output: str) -> str:
+        """Write the sum that makes some rows of the output; return its value, named ``output`` if that is given."""
+        ordered = sorted(summands, key=lambda s: (not s.anchors, s.unit == -1.0))
+        bias = None if self._region.bias is None else self._region.bias[slice(*span)]
+        takes_bias = next((s for s in ordered if self._takes_bias(s)), None)
+        adds_bias = takes_bias is None and bias is not None and bool(np.any(bias))
+        total = ""
+        for index, summand in enumerate(ordered):
+            last = index == len(ordered) - 1 and not adds_bias
+            alone = last and not total
+            name = output if alone and (summand.anchors or summand.unit != 1.0) else ""
+            value = self._term(summand, span, bias if summand is takes_bias else None, name)
+            if total:
+                op = "Sub" if summand.unit == -1.0 else "Add"
+                value = self._joined(op, [total, value], output if last else "")
+            elif summand.unit == -1.0 and not summand.anchors:
+                value = self._joined("Neg", [value], name)
+            total = value
+        if adds_bias:
+            assert bias is not None
+            total = self._joined("Add", [total, self._tensor("bias", self._column(bias))], output)
+        elif output and total != output:
+            self._node("Identity", self._root_name(), [total], output)
+        return total
 
-    def _value(self, output: str) -> str:
+    def _joined(self, op: str, inputs: list[str], output: str) -> str:
+        """Write an element-wise node; the one that makes the region's output inherits the root's name."""
+        name = self._root_name() if output else self._node_name(self._scope.nodes[self._region.root].name)
+        return self._node(op, name, inputs, output or self._value())
+
+    def _root_name(self) -> str:
+        """Return the name of the root for a node that stands for it, if no convolution has it."""
+        name = str(self._scope.nodes[self._region.root].name)
+        return name if self._region.root not in self._anchors else self._node_name(name)
+
+    def _takes_bias(self, summand: Summand) -> bool:
+        """Whether a summand becomes a node with a bias of its own."""
+        emitted = self._emitted(summand)
+        return emitted in ("Conv", "ConvTranspose", "FlatConv") or (emitted in ("Gemm", "MatMul") and self._rank == 2)
+
+    def _emitted(self, summand: Summand) -> str:
+        return Part(summand.map.geometry, summand.anchors, summand.unit, ()).emitted(self._kind)
+
+    def _term(self, summand: Summand, span: Span, bias: Array | None, output: str) -> str:
+        """Write one summand and return its value."""
+        source = self._source(summand.origin)
+        emitted = self._emitted(summand)
+        if not emitted:
+            if summand.unit in (1.0, -1.0):
+                return source
+            factors = self._tensor(f"{summand.origin.value}_scale", self._column(_factors(summand.map)))
+            return self._joined("Mul", [source, factors], output)
+        if emitted in ("Conv", "ConvTranspose"):
+            return self._convolution(summand, source, span, bias, output)
+        if emitted == "FlatConv":
+            return self._flat(summand, source, bias, output)
+        if emitted == "MatMulFromLeft":
+            return self._from_left(summand, source, span, output)
+        return self._product(summand, source, span, bias, output)
+
+    def _source(self, origin: Origin) -> str:
+        """Return the name of what a summand reads."""
+        if not origin.steps:
+            return origin.value
+        self.moved.append((origin.value, origin.steps))
+        return self._emitter.value_of(origin)
+
+    # -- convolutions and products ----------------------------------------------------------------------------------
+
+    def _convolution(self, summand: Summand, source: str, span: Span, bias: Array | None, output: str) -> str:
+        """Write a Conv or ConvTranspose."""
+        map_ = summand.map
+        attributes = attributes_of(map_)
+        if summand.fill is not None:
+            source = self._padded(source, attributes["pads"], summand.fill)
+            attributes["pads"] = [0] * len(attributes["pads"])
+        op = "ConvTranspose" if map_.geometry.mode == "transpose" else "Conv"
+        weight = weight_of(map_)
+        if span != (0, map_.geometry.outputs):
+            weight = weight[slice(*span)]
+        vector = np.zeros(span[1] - span[0]) if bias is None else bias
+        return self._anchor(op, summand, [source], [weight, vector], output, **attributes)
+
+    def _padded(self, source: str, pads: Sequence[int], value: float) -> str:
+        """Write a Pad with a constant, in the form of the model's opset."""
+        axes = len(pads) // 2
+        whole = [0, 0, *pads[:axes], 0, 0, *pads[axes:]]
+        if self._facts.opset < 11:
+            return self._node("Pad", "", [source], self._value(), mode="constant", pads=whole, value=value)
+        name = self._scope.model.fresh(f"{source}_pads")
+        self._tensors.append((name, np.array(whole, np.int64)))
+        filled = self._tensor(f"{source}_border", np.array(value))
+        return self._node("Pad", "", [source, name, filled], self._value(), mode="constant")
+
+    def _product(self, summand: Summand, source: str, span: Span, bias: Array | None, output: str) -> str:
+        """Write a MatMul or Gemm."""
+        heir, _ = self._heir(summand, peek=True)
+        matrix = summand.map.regrouped(1).weight[slice(*span)]
+        old = self._scope.nodes[heir]
+        if self._rank != 2 or (bias is None and old.op == "MatMul"):
+            return self._anchor("MatMul", summand, [source], [matrix.T], output)
+        flip = int(old.attrs.get("transB", 0)) if old.op == "Gemm" else 0
+        vector = np.zeros(len(matrix)) if bias is None else bias
+        return self._anchor("Gemm", summand, [source], [matrix if flip else matrix.T, vector], output, transB=flip)
+
+    def _from_left(self, summand: Summand, source: str, span: Span, output: str) -> str:
+        """Write ``MatMul(W, x)``."""
+        matrix = summand.map.regrouped(1).weight[slice(*span)].reshape(span[1] - span[0], -1)
+        return self._anchor("MatMul", summand, [], [matrix], output, behind=[source])
+
+    def _flat(self, summand: Summand, source: str, bias: Array | None, output: str) -> str:
+        """Write a matrix over all pixels of all channels as a Conv on images of one pixel, between two Reshapes."""
+        g = summand.map.geometry
+        shape = self._facts.shapes.of(self._region.output) or ()
+        final = [d if isinstance(d, int) else -1 for d in shape]
+        into, back = self._scope.model.fresh(f"{source}_shape"), self._scope.model.fresh(f"{source}_shape")
+        self._tensors.append((into, np.array([-1, g.inputs, 1, 1], np.int64)))
+        flat = self._node("Reshape", "", [source, into], self._value())
+        weight = summand.map.weight.reshape(*summand.map.weight.shape[:2], 1, 1)
+        vector = np.zeros(g.outputs) if bias is None else bias
+        attributes: dict[str, Any] = {
+            "dilations": [1, 1],
+            "group": g.group,
+            "kernel_shape": [1, 1],
+            "strides": [1, 1],
+            "pads": [0] * 4,
+        }
+        product = self._anchor("Conv", summand, [flat], [weight, vector], "", **attributes)
+        self._tensors.append((back, np.array(final, np.int64)))
+        return self._node("Reshape", self._root_name(), [product, back], output or self._value())
+
+    def _anchor(
+        self,
+        op: str,
+        summand: Summand,
+        inputs: Sequence[str],
+        parameters: Sequence[Array],
+        output: str,
+        behind: Sequence[str] = (),
+        **attributes: Any,
+    ) -> str:
+        """Write a node with weights, in place of one of those removed."""
+        heir, free = self._heir(summand)
+        old = self._scope.nodes[heir]
+        base = self._weight_name(heir).removesuffix(SUFFIX) + SUFFIX
+        names = [self._tensor(base if k == 0 else f"{base}_bias", values) for k, values in enumerate(parameters)]
+        self._heirs.append(heir)
+        name = str(old.name) if free else self._node_name(str(old.name))
+        return self._node(op, name, [*inputs, *names, *behind], output or self._value(), **attributes)
+
+    def _heir(self, summand: Summand, peek: bool = False) -> tuple[int, bool]:
+        """Return the covered convolution that a new one stands for, the widest, and whether its name is free."""
+
+        def width(position: int) -> tuple[int, int]:
+            weight = self._facts.constants.get(self._weight_name(position))
+            return (math.prod(weight.dims) if weight else 0, -position)
+
+        every = (self._free & set(summand.members)) or self._free or self._anchors
+        heir = max(every, key=width)
+        free = heir in self._free
+        if not peek:
+            self._free.discard(heir)
+        return heir, free
+
+    def _weight_name(self, position: int) -> str:
+        """Return the name of a node's weight, empty for a node that has none."""
+        node = self._scope.nodes[position]
+        if node.op not in _ANCHORS or len(node.inputs) < 2:
+            return ""
+        names = [str(v.name) for v in node.inputs]
+        index = 0 if node.op == "MatMul" and self._facts.is_constant(names[0]) else 1
+        return names[index] if self._facts.is_constant(names[index]) else ""
+
+    # -- small things -----------------------------------------------------------------------------------------------
+
+    def _column(self, vector: Array) -> Array:
+        """Return a vector shaped to broadcast along the channels of the present layout."""
+        return vector.reshape(-1, *(1,) * (self._rank - 2)) if self._kind == "first" else vector
+
+    def _value(self) -> str:
         """Return a fresh name for an inner value."""
-        return self._scope.model.fresh(f"{output}_part")
+        return self._scope.model.fresh(f"{self._region.output}_part")
 
     def _node_name(self, base: str) -> str:
         """Return a fresh node name; unnamed nodes stay unnamed."""
@@ -88,47 +307,22 @@ class _Emitter:
         self._tensors.append((name, stored(values, self._type)))
         return name
 
-    def _add(self, op: str, name: str, inputs: list[str], output: str, **attributes: Any) -> None:
-        """Add a node."""
+    def _node(self, op: str, name: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        """Add a node and return its output."""
         self._nodes.append(gs.Node(op, name, attributes, [gs.Variable(i) for i in inputs], [gs.Variable(output)]))
         if len(self._heirs) < len(self._nodes):
             self._heirs.append(None)
-
-    def _heir(self, summand: Summand) -> tuple[int, bool]:
-        """Return the removed convolution that a new one stands for, the widest, and whether its name is still free."""
-
-        def width(position: int) -> tuple[int, int]:
-            weight = self._facts.constants.get(self._weight_name(position))
-            return (math.prod(weight.dims) if weight else 0, -position)
-
-        own = self._free_heirs & set(summand.members)
-        every = own or self._free_heirs or self._anchors
-        heir = max(every, key=width)
-        free = heir in self._free_heirs
-        self._free_heirs.discard(heir)
-        return heir, free
-
-    def _convolution(self, summand: Summand, bias: Array | None, output: str) -> str:
-        """Add one Conv or ConvTranspose and return its output."""
-        heir, free = self._heir(summand)
-        old = self._scope.nodes[heir]
-        base = self._weight_name(heir).removesuffix(SUFFIX) + SUFFIX
-        geometry = summand.map.geometry
-        attributes = attributes_of(summand.map)
-        weight = self._tensor(base, weight_of(summand.map))
-        vector = self._tensor(f"{base}_bias", np.zeros(geometry.outputs) if bias is None else bias)
-        op = "ConvTranspose" if geometry.mode == "transpose" else "Conv"
-        self._heirs.append(heir)
-        name = old.name if free else self._node_name(old.name)
-        self._add(op, name, [summand.source, weight, vector], output, **attributes)
         return output
 
-    def _scaled(self, summand: Summand, output: str) -> str:
-        """Add the product of a source with a constant per channel and return its output."""
-        values = summand.map.weight.reshape(-1, *(1,) * summand.map.geometry.axes)
-        factor = self._tensor(f"{summand.source}_scale{SUFFIX}", values)
-        self._add("Mul", self._node_name(self._scope.nodes[self._region.root].name), [summand.source, factor], output)
-        return output
+
+def _factors(map_: Map) -> Array:
+    """Return the factors of a map that copies channels, one per row that is not zero."""
+    g = map_.geometry
+    if g.is_diagonal:
+        return map_.weight.reshape(-1)
+    rows = np.arange(*(g.rows or (0, g.outputs)))
+    cols = np.arange(*(g.cols or (0, g.inputs)))
+    return map_.regrouped(1).weight.reshape(g.outputs, g.inputs)[rows, cols]
 
 
 def attributes_of(map_: Map) -> dict[str, Any]:

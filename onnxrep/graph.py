@@ -227,7 +227,7 @@ class Edit:
         nodes: the new nodes, in order; the last one makes the region's output value.
         tensors: the new initializers, already in their stored type.
         heirs: per new node the position of the removed node whose doc string and metadata it inherits, or None.
-
+        keep: the node at ``at`` stays (unless another edit removes it), and the new ones stand behind it.
     """
 
     removed: frozenset[int]
@@ -235,6 +235,7 @@ class Edit:
     nodes: Sequence[gs.Node]
     tensors: Sequence[tuple[str, NDArray[Any]]]
     heirs: Sequence[int | None] = field(default=())
+    keep: bool = False
 
 
 def commit(model: Model, edits: Sequence[tuple[Scope, Edit]]) -> None:
@@ -251,7 +252,7 @@ def commit(model: Model, edits: Sequence[tuple[Scope, Edit]]) -> None:
     for scope, edit in edits:
         by_scope.setdefault(id(scope), []).append(edit)
     for scope in reversed(model.scopes):  # bodies first: rewriting a graph copies its nodes with what they hold
-        if doomed[id(scope)] or dead[id(scope)]:
+        if doomed[id(scope)] or dead[id(scope)] or id(scope) in by_scope:
             _rewrite(scope, by_scope.get(id(scope), []), doomed[id(scope)], dead[id(scope)])
 
 
@@ -288,14 +289,16 @@ def _dead_constants(
 def _rewrite(scope: Scope, edits: Sequence[Edit], doomed: set[int], dead: set[str]) -> None:
     """Rewrite one graph message: nodes replaced in place, new initializers added, dead ones gone."""
     graph, ir_version = scope.proto, scope.model.proto.ir_version
-    at = {edit.at: edit for edit in edits}
+    at: dict[int, list[Edit]] = {}
+    for edit in edits:
+        at.setdefault(edit.at, []).append(edit)
     old = list(graph.node)
     kept: list[onnx.NodeProto] = []
     for position, proto in enumerate(old):
-        if position in at:
-            kept.extend(_export(at[position], old, ir_version))
-        elif position not in doomed:
+        if position not in doomed:
             kept.append(proto)
+        for edit in at.get(position, ()):
+            kept.extend(_export(edit, old, ir_version))
     gone = dead.union(*(old[p].output for p in doomed)) - {o for node in kept for o in node.output}
     _replace(graph.node, kept)
     _replace(graph.value_info, [v for v in graph.value_info if v.name not in gone])
@@ -325,7 +328,7 @@ def _export(edit: Edit, old: Sequence[onnx.NodeProto], ir_version: int) -> Itera
         if heir is not None:
             proto.doc_string = old[heir].doc_string
             proto.metadata_props.extend(p for p in old[heir].metadata_props if p.key != PROVENANCE)
-        if ir_version >= _METADATA_IR:
+        if ir_version >= _METADATA_IR and origin:
             proto.metadata_props.add(key=PROVENANCE, value=origin)
         yield proto
 

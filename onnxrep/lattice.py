@@ -180,10 +180,13 @@ class Geometry:
         steps = math.prod(self.stride)
         return 1 / steps if self.mode == "transpose" else float(steps)
 
-    def plus(self, other: Geometry, lengths: Sequence[int] | None = None) -> Geometry:
+    def plus(self, other: Geometry, lengths: Sequence[int] | None = None, same_grid: bool = False) -> Geometry:
         """Return the geometry of the sum of two maps of one source.
 
-        ``lengths``: the source's sizes where they are static; equal result sizes for them then suffice.
+        Args:
+            other: of the other map.
+            lengths: the source's sizes where they are static; equal result sizes for them then suffice.
+            same_grid: the results are known to have equal sizes in every run (a Concat demands it).
 
         Raises:
             NotAligned: the results differ in channels, stride or size.
@@ -193,7 +196,8 @@ class Geometry:
             raise NotAligned("the branches differ in channels or stride")
         if self.mode != other.mode and not (self.is_pointwise and other.is_pointwise):
             raise NotAligned("a branch is padded by SAME for a size that is not known")
-        if self.size != other.size and (lengths is None or self.result(lengths) != other.result(lengths)):
+        static = lengths is not None and self.result(lengths) == other.result(lengths)
+        if self.size != other.size and not same_grid and not static:
             raise NotAligned(
                 f"the branches' sizes agree only for some inputs (size constants {self.size}, {other.size})"
             )
@@ -204,6 +208,7 @@ class Geometry:
             self,
             group=math.gcd(self.group, other.group),
             taps=taps,
+            size=tuple(map(min, self.size, other.size)) if same_grid else self.size,
             rows=_union(self.rows, other.rows, self.outputs),
             cols=_union(self.cols, other.cols, self.inputs),
             shifted=self.shifted and other.shifted and (self.rows, self.cols) == (other.rows, other.cols),
@@ -396,9 +401,9 @@ class Map:
         cut = self.weight.reshape(g.outputs, ratio, g.inputs // group, *self.weight.shape[2:])
         return Map(replace(g, group=group), np.ascontiguousarray(cut[rows, rows // (g.outputs // group) % ratio]))
 
-    def plus(self, other: Map, lengths: Sequence[int] | None = None) -> Map:
+    def plus(self, other: Map, lengths: Sequence[int] | None = None, same_grid: bool = False) -> Map:
         """Return the sum of two maps of one source; see :meth:`Geometry.plus`."""
-        geometry = self.geometry.plus(other.geometry, lengths)
+        geometry = self.geometry.plus(other.geometry, lengths, same_grid)
         total = np.zeros(geometry.weight_shape)
         for part in (self, other):
             total[_grid(part.geometry.taps, geometry.taps)] += part.regrouped(geometry.group).weight
@@ -467,6 +472,31 @@ def _grid(taps: Taps, within: Taps) -> tuple[Any, ...]:
     return (*cut, *np.ix_(*places))
 
 
+def reads_outside(map_: Map, lengths: Sequence[int] | None = None) -> bool:
+    """Whether a map reads outside an image: of the given sizes, or where they are None of some sizes.
+
+    A transposed or SAME-padded map that is not pointwise counts as if it did: it treats positions unequally.
+    """
+    g = map_.geometry
+    if g.is_pointwise:
+        return False
+    if g.mode != "conv":
+        return True
+    for axis, taps in enumerate(map_.support):
+        if not taps:
+            continue
+        if taps[0] < 0:
+            return True
+        if lengths is None:
+            if g.size[axis] + taps[-1] >= 0:
+                return True
+        else:
+            last = positions(lengths[axis], g.stride[axis], g.size[axis]) - 1
+            if g.stride[axis] * last + taps[-1] >= lengths[axis]:
+                return True
+    return False
+
+
 def border_fault(second: Map, first: Map, bias: Array | None, lengths: Sequence[int] | None = None) -> str | None:
     """Say why ``second`` after ``first`` differs from their composition at a border, or None if it never does.
 
@@ -479,40 +509,40 @@ def border_fault(second: Map, first: Map, bias: Array | None, lengths: Sequence[
     b, a = second.geometry, first.geometry
     if b.is_pointwise:
         return None
-    present = np.zeros(a.outputs, dtype=bool) if bias is None else bias != 0
-    biased = bool(present.any())
-    if a.mode != "conv" or b.mode != "conv":
-        if a.is_pointwise and not biased:
-            return None
-        if a.is_pointwise and b.mode == "transpose":
+    if bias is not None and np.any((bias != 0) & second.reads):
+        middle = None if lengths is None or a.mode != "conv" else a.result(lengths)
+        if b.mode == "transpose":
             return "a bias in front of a transposed convolution reaches each position a different number of times"
-        return "a bias in front of a padded convolution does not reach the padding"
-    outside = False
+        if reads_outside(second, middle):
+            return "a bias in front of a padded convolution does not reach the padding"
+    if b.mode != "conv" or a.mode != "conv":
+        return None if a.is_pointwise else "a transposed or SAME-padded convolution is treated unequally by the other"
     for axis, (tb, ta) in enumerate(zip(second.support, first.support, strict=True)):
-        if not tb:
+        if not tb or not ta:
             continue
         stride, size = a.stride[axis], a.size[axis]
         low, high = tb[0] < 0, b.size[axis] + tb[-1] >= 0
-        gone = not ta or size + 1 + ta[0] >= 0
+        gone = size + 1 + ta[0] >= 0
         if lengths is not None:
-            middle = positions(lengths[axis], stride, size)
-            last = positions(middle, b.stride[axis], b.size[axis]) - 1
-            high = b.stride[axis] * last + tb[-1] >= middle
-            gone = not ta or stride * middle + ta[0] >= lengths[axis]
-        if (low and ta and ta[-1] > stride - 1) or (high and not gone):
+            inside = positions(lengths[axis], stride, size)
+            last = positions(inside, b.stride[axis], b.size[axis]) - 1
+            high = b.stride[axis] * last + tb[-1] >= inside
+            gone = stride * inside + ta[0] >= lengths[axis]
+        if (low and ta[-1] > stride - 1) or (high and not gone):
             return "the second convolution is padded, and the first one does not vanish in that padding"
-        outside |= low or high
-    if outside and np.any(present & second.reads):
-        return "a bias in front of a padded convolution does not reach the padding"
     return None
 
 
 @dataclass(frozen=True)
 class Form:
-    """``bias + sum of map_j(source_j)``: a value as a function of sources that the holder knows, with **one** bias.
+    """``bias + sum of map_j(source_j + offset_j)``: a value as a function of sources that the holder knows.
 
-    ``bias : [outputs]`` or None for zero.
+    There is **one** bias, ``[outputs]`` or None for zero. An offset ``[inputs of map_j]`` is added to a source before
+    its map, *inside the image only*: it is how a border filled with the value ``-offset`` is said. ``sizes``, where
+    given, are the magnitudes of the numbers of which the bias is the (cancelling) sum; they bound its rounding.
     """
 
     maps: tuple[Map, ...]
     bias: Array | None
+    offsets: tuple[Array | None, ...] = ()
+    sizes: Array | None = None

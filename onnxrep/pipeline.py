@@ -16,10 +16,10 @@ import onnx_graphsurgeon as gs
 
 from onnxrep import __version__, files, reasons, validity
 from onnxrep.constants import Constants
-from onnxrep.emit import emit
+from onnxrep.emit import Emitter
 from onnxrep.errors import UsageError
 from onnxrep.graph import Edit, Model, Scope, commit
-from onnxrep.lift import LIFTS, Facts
+from onnxrep.lift import LIFTED, Facts
 from onnxrep.plan import Planner, Region
 from onnxrep.report import records
 from onnxrep.report.records import Report
@@ -242,7 +242,7 @@ def fold(
     refusals: list[records.Refusal] = []
     for count in range(1, _MOST_ROUNDS + 1):
         with clock.stage("view"):
-            model = Model(proto, folder, LIFTS.keys() | FOLLOWED)
+            model = Model(proto, folder, LIFTED | FOLLOWED)
             every = _facts(model)
         edits: list[tuple[Scope, Edit]] = []
         if count > 1:  # the names of what is left are those of the input
@@ -276,18 +276,19 @@ def _facts(model: Model) -> list[Facts]:
 
 def _plan(facts: Facts, count: int) -> tuple[list[tuple[Scope, Edit]], list[records.Fold], list[records.Refusal]]:
     """Plan and emit the regions of one scope."""
-    planner = Planner(facts)
+    planner, emitter = Planner(facts), Emitter(facts)
     scope = facts.scope
     edits: list[tuple[Scope, Edit]] = []
     folds: list[records.Fold] = []
     for region in planner.regions():
         try:
-            edit = emit(facts, region)
+            edit = emitter.edit(region)
         except OverflowError as error:
             planner.refuse(region, "overflow", str(error))
             continue
         edits.append((scope, edit))
         folds.append(_fold_record(scope, region, edit, count))
+    edits += [(scope, edit) for edit in emitter.movements()]
     found = [
         records.Refusal(
             records.Node(scope.node_label(r.position), scope.nodes[r.position].op),
@@ -303,10 +304,10 @@ def _plan(facts: Facts, count: int) -> tuple[list[tuple[Scope, Edit]], list[reco
 
 def _fold_record(scope: Scope, region: Region, edit: Edit, count: int) -> records.Fold:
     """Return the record of one fold."""
-    removed = tuple(records.Node(scope.node_label(p), scope.nodes[p].op) for p in region.removed)
+    removed = tuple(records.Node(scope.node_label(p), scope.nodes[p].op) for p in region.covered)
     return records.Fold(
         files.printable(str(edit.nodes[-1].outputs[0].name)),
-        tuple(dict.fromkeys(files.printable(s.source) for s in region.summands)),
+        tuple(dict.fromkeys(files.printable(s.origin.value) for s in region.summands)),
         region.kind,
         scope.label,
         removed,
@@ -319,12 +320,15 @@ def _fold_record(scope: Scope, region: Region, edit: Edit, count: int) -> record
 def _emitted(node: gs.Node, edit: Edit) -> records.Emitted:
     """Return the record of a new node."""
     name = files.printable(node.name or f"{node.op} -> {node.outputs[0].name}")
+    shapes = {n: v.shape for n, v in edit.tensors}
+    weight = next((shapes[v.name] for v in node.inputs if len(shapes.get(v.name, ())) > 1), ())
+    if node.op in ("MatMul", "Gemm") and weight:
+        return records.Emitted(name, node.op, channels=(weight[0], weight[1]))
     if node.op not in ("Conv", "ConvTranspose"):
         return records.Emitted(name, node.op)
     attributes = node.attrs
-    shape = next(v.shape for n, v in edit.tensors if n == node.inputs[1].name)
     group = int(attributes["group"])
-    channels = (shape[1] * group, shape[0]) if node.op == "Conv" else (shape[0], shape[1] * group)
+    channels = (weight[1] * group, weight[0]) if node.op == "Conv" else (weight[0], weight[1] * group)
     return records.Emitted(
         name,
         node.op,

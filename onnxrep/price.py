@@ -1,36 +1,50 @@
 """What a region costs before and after: the first, device-independent price.
 
-A replacement must not start more kernels nor do more arithmetic, and must be strictly better in one of the two. Scales
-and shifts cost a kernel and no arithmetic; a term without any convolution is never turned into one.
+A replacement must not do more arithmetic, start more kernels or need more nodes, and must be strictly better in one of
+the three. Scales and shifts cost a kernel and no arithmetic; a term without any convolution is never turned into one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from onnxrep.lattice import Geometry, NotAligned
+
+_SLACK = 1e-9
 
 
 @dataclass(frozen=True)
 class Price:
-    """Multiply-accumulates per position of the region's output, and kernels started."""
+    """Multiply-accumulates per position of the region's output, kernels started, and nodes."""
 
     macs: float = 0.0
-    kernels: int = 0
+    kernels: float = 0.0
+    nodes: float = 0.0
 
     def __add__(self, other: Price) -> Price:
-        return Price(self.macs + other.macs, self.kernels + other.kernels)
+        return Price(self.macs + other.macs, self.kernels + other.kernels, self.nodes + other.nodes)
 
     def at(self, positions: float) -> Price:
         """Return the price of the same work on ``positions`` times as many positions."""
-        return Price(self.macs * positions, self.kernels)
+        return Price(self.macs * positions, self.kernels, self.nodes)
 
     def beats(self, other: Price) -> bool:
-        """Whether this is strictly cheaper in one respect and no dearer in the other (rounding aside)."""
-        slack = 1e-9 * other.macs
-        no_dearer = self.macs <= other.macs + slack and self.kernels <= other.kernels
-        return no_dearer and (self.macs < other.macs - slack or self.kernels < other.kernels)
+        """Whether this is strictly cheaper in one respect and no dearer in the others (rounding aside)."""
+        slack = _SLACK * other.macs
+        no_dearer = self.macs <= other.macs + slack and self.kernels <= other.kernels + _SLACK
+        if not no_dearer or self.nodes > other.nodes + _SLACK:
+            return False
+        fewer = self.kernels < other.kernels - _SLACK or self.nodes < other.nodes - _SLACK
+        return fewer or self.macs < other.macs - slack
+
+
+KERNEL = Price(0.0, 1.0, 1.0)
+"""An element-wise node."""
+
+Emitted = Literal["", "Conv", "ConvTranspose", "MatMul", "Gemm", "MatMulFromLeft", "FlatConv"]
+"""What a part is written as; empty for none of them."""
 
 
 @dataclass(frozen=True)
@@ -39,46 +53,71 @@ class Part:
 
     Attributes:
         geometry: of their sum.
-        anchored: whether a convolution is among them.
-        unit: the factor if the sum is a multiple of the identity by construction, else None.
+        anchors: op types of the convolutions and products among them.
+        unit: the factor if the sum copies channels times a factor by construction, else None.
         members: indices of the maps in the order in which the region lists them.
+        grids: Concats that all of them pass: their sizes agree wherever the graph runs.
         macs_unmerged: arithmetic of the original nodes where no convolution is among them (pools, pads).
-
     """
 
     geometry: Geometry
-    anchored: bool
+    anchors: frozenset[str]
     unit: float | None
     members: tuple[int, ...]
+    grids: frozenset[int] = frozenset()
     macs_unmerged: float = 0.0
 
-    @property
-    def can_stand_alone(self) -> bool:
-        """Whether the part can be emitted: no convolution is put where there was none."""
-        return self.anchored or self.geometry.is_diagonal
+    def emitted(self, layout: str) -> Emitted:
+        """Return the op that realises the part in a layout: no convolution is put where there was none."""
+        if layout == "flat":
+            return "FlatConv" if "Conv" in self.anchors else ""
+        if layout == "last":
+            return "Gemm" if "Gemm" in self.anchors else "MatMul" if "MatMul" in self.anchors else ""
+        if self.geometry.mode == "transpose":
+            return "ConvTranspose"
+        if self.anchors & {"Conv", "ConvTranspose"}:
+            return "Conv"
+        return "MatMulFromLeft" if "MatMulFromLeft" in self.anchors else ""
+
+    def can_stand_alone(self, layout: str) -> bool:
+        """Whether the part can be emitted: as a convolution or product, a scale, or the source itself."""
+        if self.emitted(layout):
+            return True
+        return not self.anchors and self.geometry.is_channelwise and self.geometry.cols is None
 
     @property
     def price(self) -> Price:
         """The price of one kernel for this part."""
-        if self.anchored:
-            return Price(self.geometry.macs, 1)
-        return Price(self.macs_unmerged, 0 if self.unit in (1.0, -1.0) else 1)
+        if self.anchors:
+            return Price(self.geometry.macs, 1.0, 1.0)
+        idle = 0.0 if self.unit in (1.0, -1.0) else 1.0
+        return Price(self.macs_unmerged, idle, idle)
 
     def joined(self, other: Part, lengths: Sequence[int] | None) -> Part | None:
-        """Return the sum of two parts if it can be formed and is cheaper than the two and the Add between them."""
+        """Return the sum of two parts if it can be formed and is cheaper than the two and what joins them."""
+        own, theirs = self.geometry.rows, other.geometry.rows
+        stacked = own != theirs
+        if stacked and not (self.anchors and other.anchors and own and theirs and _adjacent(own, theirs)):
+            return None
         try:
-            geometry = self.geometry.plus(other.geometry, lengths)
+            geometry = self.geometry.plus(other.geometry, lengths, bool(self.grids & other.grids))
         except NotAligned:
             return None
-        unit = None if self.unit is None or other.unit is None else self.unit + other.unit
         both = Part(
             geometry,
-            self.anchored or other.anchored,
-            unit,
+            self.anchors | other.anchors,
+            None if stacked or self.unit is None or other.unit is None else self.unit + other.unit,
             tuple(sorted(self.members + other.members)),
+            self.grids & other.grids,
             self.macs_unmerged + other.macs_unmerged,
         )
-        return both if both.price.beats(self.price + other.price + Price(kernels=1)) else None
+        apart = self.price + other.price + (Price() if stacked else KERNEL)
+        return both if both.price.beats(apart) else None
+
+
+def _adjacent(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    """Whether two ranges of channels touch without overlapping."""
+    return first[1] == second[0] or second[1] == first[0]
 
 
 _PAIRWISE = 32
@@ -87,7 +126,7 @@ _PAIRWISE = 32
 def _host_order(part: Part) -> tuple[bool, int, float, tuple[int, ...]]:
     """Order parts by how well others fit into them: convolutions, many taps, much work, no dilation."""
     kernel = part.geometry.kernel
-    return (not part.anchored, -kernel.taps, -part.geometry.macs, kernel.dilations)
+    return (not part.anchors, -kernel.taps, -part.geometry.macs, kernel.dilations)
 
 
 def cover(parts: Sequence[Part], lengths: Sequence[int] | None) -> list[Part]:
@@ -118,8 +157,3 @@ def cover(parts: Sequence[Part], lengths: Sequence[int] | None) -> list[Part]:
         _, i, j, both = best
         hosts = [h for k, h in enumerate(hosts) if k not in (i, j)] + [both]
     return sorted(hosts, key=lambda p: p.members)
-
-
-def total(parts: Sequence[Part]) -> Price:
-    """Return the price of a sum of parts, the Adds between them included."""
-    return sum((p.price for p in parts), Price(kernels=max(len(parts) - 1, 0)))

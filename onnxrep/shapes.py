@@ -9,6 +9,7 @@ normal form have equal sizes for every input that the model accepts.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,11 @@ BROADCAST = frozenset(
 WINDOWS = frozenset(("Conv", "MaxPool", "AveragePool", "LpPool"))
 """Ops that slide a window over the spatial axes."""
 
-FOLLOWED = SAME | BROADCAST | WINDOWS | {"Concat", "Pad", "Split", "Transpose"}
+_RESHAPES = frozenset(("Flatten", "Reshape", "Squeeze", "Unsqueeze"))
+_VECTORS = frozenset(("Shape", "Gather", "Cast", "Identity", "Concat", "Slice", *_RESHAPES))
+
+FOLLOWED = SAME | BROADCAST | WINDOWS | _RESHAPES | {"Concat", "Gather", "Pad", "Shape", "Slice"}
+FOLLOWED |= {"SpaceToDepth", "Split", "Transpose"}
 
 
 class UnknownWindow(ValueError):
@@ -148,6 +153,7 @@ class Shapes:
         self._scope, self._constants, self._outer = scope, constants, outer
         self._shapes: dict[str, Shape] = {}
         self._types: dict[str, int] = {}
+        self._vectors: dict[str, tuple[Dim, ...] | None] = {}
         for tensor in scope.proto.initializer:
             self._shapes[tensor.name] = tuple(tensor.dims)
             self._types[tensor.name] = tensor.data_type
@@ -210,6 +216,16 @@ class Shapes:
         if node.op in BROADCAST:
             present = [s for s in shapes if s is not None]
             return broadcast(present, name) if len(present) == len(shapes) else None
+        if node.op in _RESHAPES:
+            return self._reshaped(node, first)
+        if node.op == "Slice":
+            return self._sliced(node, first)
+        if node.op in ("Gather", "Shape"):
+            return None
+        if node.op == "SpaceToDepth":
+            q = int(node.attrs.get("blocksize", 1))
+            channels = first[1] * q * q if isinstance(first[1], int) else Size((name, 1))
+            return (first[0], channels, *(d // q if isinstance(d, int) else d.through(q, -q) for d in first[2:]))
         if node.op == "Transpose":
             order = node.attrs.get("perm") or tuple(reversed(range(len(first))))
             return tuple(first[i] for i in order) if sorted(order) == list(range(len(first))) else None
@@ -230,6 +246,91 @@ class Shapes:
                 total = sum(p for p in parts if isinstance(p, int))
             return tuple(total if i == axis else d for i, d in enumerate(first))
         return self._slide(node, first, shapes)
+
+    def _reshaped(self, node: Any, first: Shape) -> Shape | None:
+        """Return the shape of a Reshape, Flatten, Squeeze or Unsqueeze."""
+        if node.op == "Flatten":
+            axis = int(node.attrs.get("axis", 1))
+            axis += len(first) if axis < 0 else 0
+            halves = product_of(first[:axis]), product_of(first[axis:])
+            return None if None in halves else tuple(h for h in halves if h is not None)
+        if node.op == "Reshape":
+            target = self.vector(node.inputs[1].name) if len(node.inputs) > 1 else node.attrs.get("shape")
+            return None if target is None or node.attrs.get("allowzero", 0) else _resolved(first, target)
+        axes = node.attrs.get("axes")
+        if len(node.inputs) > 1 and node.inputs[1].name:
+            axes = self.vector(node.inputs[1].name)
+        if node.op == "Squeeze" and axes is None:
+            return None
+        if axes is None or not all(isinstance(a, int) for a in axes):
+            return None
+        rank = len(first) + (len(axes) if node.op == "Unsqueeze" else 0)
+        where = {int(a) % rank for a in axes}
+        if node.op == "Squeeze":
+            return tuple(d for i, d in enumerate(first) if i not in where)
+        rest = iter(first)
+        return tuple(1 if i in where else next(rest) for i in range(rank))
+
+    def _sliced(self, node: Any, first: Shape) -> Shape | None:
+        """Return the shape of a Slice that counts its ends from the end."""
+        if len(node.inputs) == 1:
+            bounds = [node.attrs.get(key) for key in ("starts", "ends", "axes")]
+        else:
+            bounds = [self.vector(v.name) if v.name else None for v in node.inputs[1:]]
+        starts, ends, axes, steps = [*bounds, *[None] * 4][:4]
+        if starts is None or ends is None:
+            return None
+        count = len(starts)
+        columns = [starts, ends, axes or range(count), steps or [1] * count]
+        if not all(isinstance(v, int) for column in columns for v in column) or {len(c) for c in columns} != {count}:
+            return None
+        result = list(first)
+        for start, end, axis, step in zip(*columns, strict=True):
+            dim = result[axis]
+            if isinstance(dim, int):
+                result[axis] = len(range(dim)[slice(start, end, step)])
+            elif step > 0 and start >= 0 and (end < 0 or end >= (1 << 31) - 1):
+                result[axis] = dim.through(step, -start + min(end, 0) - 1)
+            else:
+                result[axis] = Size((node.outputs[0].name, axis))
+        return tuple(result)
+
+    def vector(self, name: str) -> tuple[Dim, ...] | None:
+        """Return a vector of integers, some of which may be sizes that are only named; None if it is not known."""
+        if name not in self._vectors:
+            self._vectors[name] = self._vector(name)
+        return self._vectors[name]
+
+    def _vector(self, name: str) -> tuple[Dim, ...] | None:
+        """Follow shape arithmetic: Shape, Gather, Slice and Concat of vectors."""
+        constant = self._constants.get(name) if self._constants.has(name) else None
+        if constant is not None:
+            return tuple(int(v) for v in constant.values().reshape(-1)) if len(constant.dims) < 2 else None
+        position = self._scope.producer.get(name)
+        node = self._scope.nodes[position] if position is not None else None
+        if node is None or node.op not in _VECTORS or node.domain not in DEFAULT_DOMAINS:
+            return None
+        if node.op == "Shape":
+            shape = self.of(node.inputs[0].name)
+            return None if shape is None else shape[slice(node.attrs.get("start", 0), node.attrs.get("end"))]
+        parts = [self.vector(v.name) for v in node.inputs[: None if node.op == "Concat" else 1]]
+        if any(p is None for p in parts):
+            return None
+        whole = tuple(d for p in parts if p is not None for d in p)
+        if node.op == "Gather":
+            chosen = self.vector(node.inputs[1].name)
+            ints = [c for c in chosen or () if isinstance(c, int) and -len(whole) <= c < len(whole)]
+            return None if chosen is None or len(ints) != len(chosen) else tuple(whole[i] for i in ints)
+        if node.op == "Slice":
+            bounds = [self.vector(v.name) for v in node.inputs[1:]] or [
+                node.attrs.get("starts"),
+                node.attrs.get("ends"),
+            ]
+            flat = [b[0] if b is not None and len(b) == 1 and isinstance(b[0], int) else None for b in bounds]
+            if len(flat) < 2 or None in flat[:2] or flat[3:] not in ([], [1]):
+                return None
+            return whole[slice(flat[0], flat[1])]
+        return whole
 
     def _slide(self, node: Any, first: Shape, shapes: list[Shape | None]) -> Shape | None:
         """Return the shape of a convolution's or pool's output."""
@@ -262,6 +363,56 @@ class Shapes:
             known = self._shapes.get(output.name)
             here = known[axis] if known is not None and len(known) == len(first) else Size((output.name, axis))
             self._shapes[output.name] = tuple(here if i == axis else d for i, d in enumerate(first))
+
+
+def _factors(dim: Dim) -> tuple[int, Counter[Size]]:
+    """Return a size as a number times named sizes."""
+    if isinstance(dim, int):
+        return dim, Counter()
+    if isinstance(dim.base, _Product) and (dim.stride, dim.size) == (1, -1):
+        return dim.base.times, Counter(dim.base.sizes)
+    return 1, Counter([dim])
+
+
+@dataclass(frozen=True)
+class _Product:
+    """The product of a number and sizes that are only named, in a fixed order."""
+
+    times: int
+    sizes: tuple[Size, ...]
+
+
+def product_of(dims: Sequence[Dim], over: Sequence[Dim] = ()) -> Dim | None:
+    """Return the product of sizes divided by that of others; None if it cannot be written."""
+    times, sizes = 1, Counter[Size]()
+    for dim in dims:
+        number, named = _factors(dim)
+        times, sizes = times * number, sizes + named
+    for dim in over:
+        number, named = _factors(dim)
+        if not number or times % number or named - sizes:
+            return None
+        times, sizes = times // number, sizes - named
+    if not sizes:
+        return times
+    left = sorted(sizes.elements(), key=repr)
+    return left[0] if times == 1 and len(left) == 1 else Size(_Product(times, tuple(left)))
+
+
+def _resolved(shape: Shape, target: Sequence[Dim]) -> Shape | None:
+    """Return the shape that a Reshape gives: 0 copies a size, one -1 takes what is left."""
+    if any(d == 0 and i >= len(shape) for i, d in enumerate(target)):
+        return None
+    dims = [shape[i] if d == 0 else d for i, d in enumerate(target)]
+    open_ = [i for i, d in enumerate(dims) if d == -1]
+    if len(open_) > 1:
+        return None
+    if open_:
+        rest = product_of(shape, [d for d in dims if d != -1])
+        if rest is None:
+            return None
+        dims[open_[0]] = rest
+    return tuple(dims)
 
 
 def broadcast(shapes: Sequence[Shape], name: str) -> Shape:

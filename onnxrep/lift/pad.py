@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxrep.lattice import Form, Geometry, Map
-from onnxrep.lift.base import Branch, Decline, Facts, Lifted, allow, inputs
+from onnxrep.lattice import Array, Form, Geometry, Map
+from onnxrep.lift.base import Branch, Decline, Facts, Lifted, allow, elements, finite, inputs
 from onnxrep.shapes import pad_margins
 
 
-def lift_pad(node: gs.Node, facts: Facts) -> Lifted:
-    """Lift a Pad of spatial axes with the constant zero: one tap at ``-begin``, size constant ``begin + end - 1``.
+def lift_pad(node: gs.Node, facts: Facts, output: str) -> Lifted:
+    """Lift a Pad of spatial axes with a constant: one tap at ``-begin``, size constant ``begin + end - 1``.
 
-    Pads are an attribute before opset 11, an input since; negative pads crop.
+    Pads are an attribute before opset 11, an input since; negative pads crop. A value ``v`` other than zero is
+    ``pad(x - v) + v``: inside the image ``v`` cancels.
 
     https://onnx.ai/onnx/operators/onnx__Pad.html
     """
@@ -24,9 +25,9 @@ def lift_pad(node: gs.Node, facts: Facts) -> Lifted:
     if facts.is_constant(source):
         raise Decline("constant")
     channels, axes = facts.image(source)
-    value = facts.constant(value_name, "the value").floats() if value_name else np.float64(node.attrs.get("value", 0.0))
-    if np.any(value):
-        raise Decline("frame", "Pad with a value other than zero")
+    value = facts.constant(value_name, "the value") if value_name else None
+    if value is not None and elements(value.dims) != 1:
+        raise Decline("unknown-attribute", "the value of a Pad is no scalar")
     margins = pad_margins(node, facts.constants, axes + 2)
     if margins is None:
         raise Decline("not-constant", "the pads are computed from data")
@@ -41,5 +42,16 @@ def lift_pad(node: gs.Node, facts: Facts) -> Lifted:
         (1,) * axes,
         tuple(b + e - 1 for b, e in zip(begins, ends, strict=True)),
     )
-    form = Form((Map(geometry, np.ones(geometry.weight_shape)),), None)
-    return Lifted((Branch(source, geometry),), lambda: form)
+    scalar = float(node.attrs.get("value", 0.0))
+
+    def numbers() -> Form:
+        filled = scalar if value is None else float(value.floats().reshape(()))
+        return frame(geometry, finite(np.full(channels, filled), "the value"))
+
+    return Lifted((Branch(source, geometry),), numbers, biased=value is not None or bool(scalar))
+
+
+def frame(geometry: Geometry, values: Array) -> Form:
+    """Return the form of an image set into a border of constant ``values : [channels]``."""
+    map_ = Map(geometry, np.ones(geometry.weight_shape))
+    return Form((map_,), values, (-values,)) if np.any(values) else Form((map_,), None)

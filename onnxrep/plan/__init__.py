@@ -1,0 +1,112 @@
+"""The linear form of each value over its sources, the regions worth replacing, and why the others are not.
+
+A region hangs from a root value. Planning happens without numbers (:mod:`~onnxrep.plan.expansion`,
+:mod:`~onnxrep.plan.search`); only regions that are worth it read their weights (:mod:`~onnxrep.plan.numbers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onnxrep.lift import Decline, Facts
+from onnxrep.plan.expansion import Expander
+from onnxrep.plan.explain import Explainer
+from onnxrep.plan.numbers import Blocked, Evaluator
+from onnxrep.plan.records import Origin, Refusal, Region, Step, Summand
+from onnxrep.plan.search import Searcher, Solution
+from onnxrep.plan.sharing import find_shared
+from onnxrep.plan.views import View, Views
+
+__all__ = ["Origin", "Planner", "Refusal", "Region", "Step", "Summand"]
+
+
+class Planner:
+    """Finds the regions of one scope. Pure: it proposes, :func:`onnxrep.graph.commit` disposes."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._views = Views(facts)
+        self._explain = Explainer(self._views)
+        expander = Expander(self._views, self._explain.note)
+        self._search = Searcher(self._views, expander)
+        self._evaluator = Evaluator(self._views, expander)
+        self._hopeless: set[View] = set()
+
+    def regions(self) -> Iterator[Region]:
+        """Yield the regions worth replacing, last one first; no two remove the same node."""
+        anchored = self._views.anchored
+        if any(anchored.values()):
+            self._views.shared.update(find_shared(self._views))
+        self._solve_inner()
+        roots = sorted(
+            ((self._views.position(v), layout, v) for layout, values in anchored.items() for v in values),
+            key=lambda root: (-root[0], root[1].kind == "flat", root[1], root[2]),
+        )
+        for position, layout, value in roots:
+            view = (value, layout)
+            if position in self._explain.taken or view in self._hopeless:
+                continue
+            region = self._settle(view)
+            if region is not None:
+                self._explain.taken.update(region.covered)
+                yield region
+
+    def refuse(self, region: Region, code: str, detail: str) -> None:
+        """Take back a region that could not be emitted; what lies below its root is looked at again."""
+        self._explain.note(region.root, code, detail)
+        self._explain.taken.difference_update(region.covered)
+        self._views.forbid((region.output, region.layout), Decline(code, detail))
+        self._search.forget()
+
+    def refusals(self) -> list[Refusal]:
+        """Return what was left alone although it is close to something that folds; call after :meth:`regions`."""
+        return self._explain.refusals()
+
+    def _settle(self, root: View) -> Region | None:
+        """Return the region of a root; where numbers forbid a step, plan again without it."""
+        while self._views.lifted(root) is not None:
+            solution = self._search.solve(root)
+            self._explain.note_apart(root, solution)
+            if not solution.folds:
+                self._give_up(solution)
+                return None
+            try:
+                return self._evaluator.region(root, solution)
+            except Blocked as blocked:
+                self._explain.note(self._views.position(blocked.view[0]), blocked.decline.code, blocked.decline.detail)
+                if blocked.unusable:
+                    self._views.forbid(blocked.view, blocked.decline)
+                elif blocked.view == root or not self._views.block(blocked.view):
+                    return None
+                self._search.forget()
+        return None
+
+    def _give_up(self, solution: Solution) -> None:
+        """Spare roots that cannot do better than one above them that failed.
+
+        Without a convolution in reach, none below has one. And where no two maps of one source were worth joining, an
+        inner sum, which sees fewer of them, has none to join.
+        """
+        reached = solution.whole
+        lifts = {v: lifted for v in reached.expanded if (lifted := self._views.lifted(v)) is not None}
+        if not any(lifted.anchor for lifted in lifts.values()):
+            self._hopeless.update(v for v, x in lifts.items() if all(b.geometry.is_channelwise for b in x.branches))
+        elif not any(len(p.members) > 1 for parts in solution.whole_parts.values() for p in parts):
+            self._hopeless.update(
+                v for v, x in lifts.items() if len(x.branches) > 1 and reached.above[v] in (1.0, -1.0)
+            )
+
+    def _solve_inner(self) -> None:
+        """Solve, inputs first, what could be looked through below a convolution: its price is needed."""
+        for layout, values in self._views.anchored.items():
+            for value in sorted(values, key=self._views.position):
+                if self._views.may_vanish((value, layout)) and self._feeds_anchor(value):
+                    self._search.solve((value, layout))
+
+    def _feeds_anchor(self, value: str) -> bool:
+        """Whether a convolution or product reads a value."""
+        scope = self._views.scope
+        for reader in scope.readers.get(value, ()):
+            for output in (v.name for v in scope.nodes[reader].outputs if v.name):
+                if any((lifted := self._views.lifted((output, x))) and lifted.anchor for x in self._views.layouts):
+                    return True
+        return False

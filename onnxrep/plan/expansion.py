@@ -1,0 +1,305 @@
+"""A root seen through the ops below it, without numbers.
+
+Seen from the root, every op is a form over its own inputs. Substituting the form of an input that nobody else reads is
+the one rule of combination. What is not looked through is a source.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from onnxrep.lattice import Geometry, Inexact, NotAligned, Vanishes
+from onnxrep.lift import Branch, Layout, Lifted
+from onnxrep.plan.records import Origin, Step
+from onnxrep.plan.views import View, Views
+from onnxrep.price import Price
+from onnxrep.shapes import Shape, lengths_of
+
+LARGEST_REGION = 1 << 16
+"""Nodes that one region may hold; a longer chain is folded in several rounds."""
+
+Note = Callable[[int, str, str], None]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One way in which the region's output depends on a value.
+
+    Attributes:
+        geometry: of the map; None for the output itself.
+        anchors: op types of the convolutions and products on the way.
+        unit: the factor if the map copies channels by construction, else None.
+        macs: arithmetic of the ops on the way.
+        reader: the view whose op reads the value.
+        chain: positions of the movements (Reshape, Transpose) on the way, from the output down.
+        grids: positions of the Concats on the way.
+    """
+
+    geometry: Geometry | None
+    anchors: frozenset[str] = frozenset()
+    unit: float | None = 1.0
+    macs: float = 0.0
+    reader: View | None = None
+    chain: tuple[int, ...] = ()
+    grids: frozenset[int] = frozenset()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether only element-wise ops, sums, Concats and movements are on the way."""
+        return not self.anchors and (self.geometry is None or self.geometry.is_channelwise)
+
+
+@dataclass
+class Expansion:
+    """A root seen through some of the ops below it.
+
+    Attributes:
+        expanded: the views looked through, root first.
+        leaves: origin -> the ways in which the output depends on it.
+        spent: what the original nodes cost.
+        above: view -> unit of the map from its value to the output.
+        parents: view -> the views that read it.
+        openable: views below a convolution that could be looked through, with positions per position of the output.
+        biases: rows in which a bias may be added, for each op that has one.
+        shares: view -> the share of its cost that this region bears; the rest is borne by others that read it too.
+        inside: positions of the nodes all of whose used outputs were looked through.
+        values: names of the views looked through.
+    """
+
+    expanded: list[View] = field(default_factory=list)
+    leaves: dict[Origin, list[Entry]] = field(default_factory=dict)
+    spent: Price = field(default_factory=Price)
+    above: dict[View, float | None] = field(default_factory=dict)
+    parents: dict[View, list[View | None]] = field(default_factory=dict)
+    openable: dict[View, float] = field(default_factory=dict)
+    biases: list[tuple[int, int] | None] = field(default_factory=list)
+    shares: dict[View, float] = field(default_factory=dict)
+    inside: set[int] = field(default_factory=set)
+    values: set[str] = field(default_factory=set)
+
+
+class Expander:
+    """Expands roots of one scope."""
+
+    def __init__(self, views: Views, note: Note) -> None:
+        self._views, self._scope, self._shapes = views, views.scope, views.facts.shapes
+        self._note = note
+
+    def expand(self, root: View, opened: frozenset[View], closed: frozenset[View]) -> Expansion:
+        """Look through the ops below ``root``; ``opened`` views also below a convolution, ``closed`` views never."""
+        result = Expansion()
+        waiting: dict[View, list[Entry]] = {root: [Entry(None)]}
+        heap = [(-self._views.position(root[0]), root)]
+        seen = {root}
+        while heap:
+            _, view = heapq.heappop(heap)
+            entries = waiting[view]
+            lifted = self._views.lifted(view)
+            assert lifted is not None
+            if view != root and not self._enters(view, lifted, entries, opened, closed, result):
+                continue
+            try:
+                joined = self.join(view, entries)
+                steps = self._steps(joined, lifted, view)
+            except (Inexact, NotAligned) as error:
+                if not any(e.chain for e in entries) and not lifted.moves:
+                    self._note(self._views.position(view[0]), "not-aligned", str(error))
+                continue
+            del waiting[view]
+            self._account(view, joined, entries, lifted, result)
+            for branch, entry in steps:
+                below = (branch.source, branch.layout or view[1])
+                waiting.setdefault(below, []).append(entry)
+                if below not in seen and self._views.may_vanish(below) and len(seen) < LARGEST_REGION:
+                    seen.add(below)
+                    heapq.heappush(heap, (-self._views.position(below[0]), below))
+        result.leaves = self._by_origin(root, waiting)
+        return result
+
+    def _account(self, view: View, joined: Entry, entries: list[Entry], lifted: Lifted, result: Expansion) -> None:
+        """Note that a view was looked through."""
+        result.expanded.append(view)
+        result.above[view] = joined.unit
+        result.parents[view] = [e.reader for e in entries]
+        share = min((result.shares[e.reader] for e in entries if e.reader is not None), default=1.0)
+        share *= self._views.shared.get(view, 1.0)
+        result.shares[view] = share
+        coarser = joined.geometry.coarsening if joined.geometry else 1.0
+        result.spent += Price(lifted.macs * coarser * share, lifted.kernels * share, lifted.nodes * share)
+        if lifted.biased:
+            result.biases.append(joined.geometry.rows if joined.geometry else None)
+        position = self._views.position(view[0])
+        result.values.add(view[0])
+        if all(name in result.values for name in self._views.outputs_in_use(position)):
+            result.inside.add(position)
+
+    def _enters(
+        self,
+        view: View,
+        lifted: Lifted,
+        entries: list[Entry],
+        opened: frozenset[View],
+        closed: frozenset[View],
+        result: Expansion,
+    ) -> bool:
+        """Whether the op behind a view becomes part of the region; note it as openable if it only needs opening."""
+        if view in closed or (view not in self._views.shared and not self._is_read_inside(view[0], result.inside)):
+            return False
+        if view in opened or all(e.is_free for e in entries) or lifted.nodes == 0:
+            return True
+        result.openable[view] = max(e.geometry.coarsening if e.geometry else 1.0 for e in entries)
+        return False
+
+    def _is_read_inside(self, value: str, inside: set[int]) -> bool:
+        """Whether all readers of a value are in the region; a Shape that only serves Reshapes in it does not count."""
+        readers = self._scope.readers.get(value, ())
+        return all(r in inside or self._only_shapes(r, inside) for r in readers)
+
+    def _only_shapes(self, reader: int, inside: set[int]) -> bool:
+        """Whether a node takes the shape of a value for nodes in the region alone."""
+        node = self._scope.nodes[reader]
+        if node.op != "Shape" or node.outputs[0].name in self._scope.pinned:
+            return False
+        users = self._scope.readers.get(node.outputs[0].name, ())
+        return bool(users) and all(user in inside for user in users)
+
+    def join(self, view: View, entries: list[Entry]) -> Entry:
+        """Return the sum of all ways in which the output depends on a value.
+
+        Raises:
+            NotAligned: they cannot be summed.
+        """
+        first, *rest = entries
+        lengths = lengths_of(self._shapes.of(view[0]))
+        for entry in rest:
+            if first.geometry is None or entry.geometry is None or first.chain != entry.chain:
+                raise NotAligned("the value is read before and after it was moved")
+            shared = first.grids & entry.grids
+            first = Entry(
+                first.geometry.plus(entry.geometry, lengths, bool(shared)),
+                first.anchors | entry.anchors,
+                None if first.unit is None or entry.unit is None else first.unit + entry.unit,
+                first.macs + entry.macs,
+                entry.reader,
+                first.chain,
+                shared,
+            )
+        return first
+
+    def _steps(self, entry: Entry, lifted: Lifted, view: View) -> list[tuple[Branch, Entry]]:
+        """Return how the output depends on an op's inputs, from how it depends on the op's result."""
+        found = []
+        for branch in lifted.branches:
+            try:
+                found.append((branch, self._through(entry, branch, lifted, view)))
+            except Vanishes:
+                continue  # a Slice of a Concat that takes none of this input
+        return found
+
+    def _through(self, entry: Entry, branch: Branch, lifted: Lifted, view: View) -> Entry:
+        """Return how the output depends on one input."""
+        position = self._views.position(view[0])
+        geometry = entry.geometry
+        if lifted.moves:
+            if geometry is not None and not geometry.is_pointwise:
+                raise Inexact("a map that reads neighbours does not pass a reshape or transpose")
+            geometry = geometry or branch.geometry
+            return replace(entry, geometry=geometry, reader=view, chain=(*entry.chain, position))
+        if entry.chain and not branch.geometry.is_pointwise:
+            raise Inexact("a map that reads neighbours does not pass a reshape or transpose")
+        if geometry is None:
+            geometry = branch.geometry
+        else:
+            geometry = geometry.with_axes(branch.geometry.axes).after(branch.geometry)
+        unit = None if entry.unit is None or branch.unit is None else entry.unit * branch.unit
+        grids = entry.grids | {position} if self._scope.nodes[position].op == "Concat" else entry.grids
+        anchors = entry.anchors | {lifted.anchor} if lifted.anchor else entry.anchors
+        return Entry(geometry, anchors, unit, entry.macs + lifted.macs, view, entry.chain, grids)
+
+    # -- sources ----------------------------------------------------------------------------------------------------
+
+    def _by_origin(self, root: View, waiting: Mapping[View, list[Entry]]) -> dict[Origin, list[Entry]]:
+        """Return the entries per origin, with the spatial axes of the root."""
+        axes = self.axes(root)
+        found = self.origins(root, waiting, lambda e: e.chain)
+        return {
+            origin: [replace(e, geometry=e.geometry and e.geometry.with_axes(axes)) for e in entries]
+            for origin, entries in found.items()
+        }
+
+    def origins(
+        self, root: View, waiting: Mapping[View, list[_T]], chain_of: Callable[[_T], tuple[int, ...]]
+    ) -> dict[Origin, list[_T]]:
+        """Return what waits per origin; values that are certainly equal are taken together under one of their names.
+
+        The name is one that the region reads already: another region cannot remove it then.
+        """
+        alike: dict[tuple[str, Layout, tuple[Step, ...]], list[tuple[str, _T, int]]] = {}
+        for (value, layout), items in waiting.items():
+            for item in items:
+                steps, after = self.steps_of(value, chain_of(item))
+                key = (self._views.equals.representative(value), layout, steps)
+                alike.setdefault(key, []).append((value, item, after))
+        result: dict[Origin, list[_T]] = {}
+        for (_, _, steps), found in alike.items():
+            name = min((value for value, _, _ in found), key=self._views.position)
+            origin = Origin(name, steps, max(after for _, _, after in found))
+            result.setdefault(origin, []).extend(item for _, item, _ in found)
+        return result
+
+    def axes(self, root: View) -> int:
+        """Return the number of spatial axes of the root in its layout."""
+        lifted = self._views.lifted(root)
+        assert lifted is not None
+        return lifted.branches[0].geometry.axes
+
+    def steps_of(self, value: str, chain: tuple[int, ...]) -> tuple[tuple[Step, ...], int]:
+        """Return the movements from a value up to the root in normal form, and the position behind the last of them.
+
+        Reshapes in a row are one, Transposes in a row are one, and what cancels is none.
+        """
+        moves: list[_Move] = []
+        before = self._shapes.of(value)
+        for position in reversed(chain):
+            node = self._scope.nodes[position]
+            shape = self._shapes.of(node.outputs[0].name)
+            order: tuple[int, ...] = ()
+            if node.op == "Transpose":
+                order = tuple(node.attrs.get("perm") or reversed(range(len(shape or ()))))
+            moves.append((order, shape))
+            _reduce(moves, before)
+        steps = []
+        for order, shape in moves:
+            steps.append(Step(order) if order else Step((), target(before, shape)))
+            before = shape
+        return tuple(steps), max(chain, default=-1)
+
+
+_Move = tuple[tuple[int, ...], Shape | None]
+"""A Transpose by an order, or with an empty one a Reshape; and the shape behind it."""
+
+
+def _reduce(moves: list[_Move], before: Shape | None) -> None:
+    """Join the last movement with the one in front of it while that can be done, and drop it if it does nothing."""
+    while moves:
+        order, shape = moves[-1]
+        at = moves[-2][1] if len(moves) > 1 else before
+        if (order and order == tuple(range(len(order)))) or (not order and shape is not None and shape == at):
+            moves.pop()
+        elif len(moves) > 1 and bool(moves[-2][0]) == bool(order):
+            former = moves[-2][0]
+            moves[-2:] = [(tuple(former[i] for i in order), shape)]
+        else:
+            return
+
+
+def target(before: Shape | None, after: Shape | None) -> tuple[int, ...]:
+    """Return a constant shape for a Reshape: 0 copies a size, -1 is what is left; empty if there is none."""
+    if before is None or after is None:
+        return ()
+    dims = [d if isinstance(d, int) else 0 if i < len(before) and d == before[i] else -1 for i, d in enumerate(after)]
+    return tuple(dims) if dims.count(-1) <= 1 and 0 not in [d for d in after if isinstance(d, int)] else ()

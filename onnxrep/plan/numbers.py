@@ -1,0 +1,278 @@
+"""A solution with its numbers: the maps of its leaves, the one bias, and whether every step is exact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxrep.lattice import Array, Form, Inexact, Map, NotAligned, Vanishes, border_fault, reads_outside
+from onnxrep.lift import Decline
+from onnxrep.plan.expansion import Expander
+from onnxrep.plan.records import Origin, Region, Summand
+from onnxrep.plan.search import Solution
+from onnxrep.plan.views import View, Views
+from onnxrep.price import KERNEL
+from onnxrep.shapes import lengths_of
+
+_FRAME_ROUNDINGS = 8.0
+"""A border value and the bias that it must equal may differ by this many roundings of their summands."""
+
+_ROUNDOFF: dict[int, float] = {
+    TensorProto.FLOAT16: 2.0**-11,
+    TensorProto.BFLOAT16: 2.0**-8,
+    TensorProto.DOUBLE: 2.0**-53,
+}
+_BORDER = "a bias or shift in front of a padded convolution does not reach the padding"
+
+
+class Blocked(Exception):
+    """Numbers forbid a step of a solution: an op cannot be used at all, or a view not be looked through."""
+
+    def __init__(self, view: View, decline: Decline, *, unusable: bool = False) -> None:
+        super().__init__(decline.code)
+        self.view, self.decline, self.unusable = view, decline, unusable
+
+
+@dataclass
+class _Pool:
+    """What is added to a value by all ops below it, as a constant image under one map with zeros around.
+
+    Attributes:
+        view: the value, or where that was not looked through the one whose op reads it: not to be looked through if
+            the shifts cannot be had.
+        value: its name.
+        map: over the value; None for the region's output itself.
+        total: the sum of all shifts, ``[channels]``, or None for zero.
+        sizes: magnitudes of the summands, kept where a border's value is among them.
+        leaves: how many sources lie below the value.
+    """
+
+    view: View
+    value: str
+    map: Map | None
+    total: Array | None = None
+    sizes: Array | None = None
+    leaves: list[_Leaf] = field(default_factory=list)
+
+    def add(self, through: Map | None, shift: Array, sizes: Array) -> None:
+        """Add a shift of a value below, which reaches this one by a pointwise map."""
+        moved = shift if through is None else through.response(shift)
+        self.total = moved if self.total is None else self.total + moved
+        if self.sizes is not None:
+            magnitude = through and Map(through.geometry, np.abs(through.weight))
+            self.sizes = self.sizes + (np.abs(sizes) if magnitude is None else magnitude.response(np.abs(sizes)))
+
+
+@dataclass
+class _Leaf:
+    """A map over a value; also while the value waits to be looked through.
+
+    ``links`` are the pools that a shift of the value goes to, each with the pointwise map on the way.
+    """
+
+    map: Map | None
+    links: list[tuple[_Pool, Map | None]]
+    chain: tuple[int, ...] = ()
+    fill: float | None = None
+
+
+class Evaluator:
+    """Evaluates solutions of one scope."""
+
+    def __init__(self, views: Views, expander: Expander) -> None:
+        self._views, self._expander = views, expander
+        self._shapes = views.facts.shapes
+
+    def region(self, root: View, solution: Solution) -> Region:
+        """Return the region of a solution.
+
+        Raises:
+            Blocked: a step is not exact, or a parameter unusable.
+        """
+        leaves, bias = self._evaluate(root, solution)
+        assert solution.segments is not None
+        segments = []
+        for span, found in solution.segments:
+            summands = [self._summand(origin, part.members, leaves[origin], solution) for origin, part in found]
+            summands.sort(key=lambda s: min(s.members))
+            segments.append((span, tuple(summands)))
+        expansion = solution.expansion
+        fills = sum(s.fill is not None for _, summands in segments for s in summands)
+        after = solution.price
+        for _ in range(fills):
+            after += KERNEL
+        if not after.beats(expansion.spent):
+            filled = next(origin for origin, mine in leaves.items() if any(leaf.fill is not None for leaf in mine))
+            view = next(v for leaf in leaves[filled] for p, _ in leaf.links for v in [p.view])
+            raise Blocked(view, Decline("border", _BORDER))
+        shared = {self._views.position(v[0]) for v, share in expansion.shares.items() if share < 1.0}
+        lifts = [self._views.lifted(v) for v in expansion.expanded]
+        sums = sum(len(lifted.branches) - 1 for lifted in lifts if lifted)
+        return Region(
+            self._views.position(root[0]),
+            root[0],
+            root[1],
+            tuple(sorted(expansion.inside - shared)),
+            tuple(sorted({self._views.position(v) for v, _ in expansion.expanded})),
+            tuple(segments),
+            bias,
+            "merge" if sums > sum(len(found) for _, found in segments) - 1 else "fuse",
+            expansion.spent,
+            after,
+        )
+
+    def _summand(self, origin: Origin, members: tuple[int, ...], leaves: list[_Leaf], solution: Solution) -> Summand:
+        """Return the sum of some leaves of one origin."""
+        entries = solution.expansion.leaves[origin]
+        lengths = None if origin.steps else lengths_of(self._shapes.of(origin.value))
+        total = leaves[members[0]].map
+        assert total is not None
+        grids = entries[members[0]].grids
+        for member in members[1:]:
+            other = leaves[member].map
+            assert other is not None
+            grids &= entries[member].grids
+            total = total.plus(other, lengths, bool(grids))
+        if len({leaves[m].fill for m in members}) > 1:
+            raise Blocked(leaves[members[0]].links[0][0].view, Decline("border", _BORDER))
+        units = [entries[m].unit for m in members]
+        anchors = frozenset[str]().union(*(entries[m].anchors for m in members))
+        unit = None if anchors or None in units else sum(u for u in units if u is not None)
+        readers = tuple(self._views.position(r[0]) for m in members if (r := entries[m].reader) is not None)
+        fill = leaves[members[0]].fill
+        return Summand(origin, total.trimmed(), anchors, unit if unit in (1.0, -1.0) else None, readers, fill)
+
+    # -- top-down ---------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, root: View, solution: Solution) -> tuple[dict[Origin, list[_Leaf]], Array | None]:
+        """Return the maps of the leaves, in the order of the expansion's, and the one bias of the region."""
+        pools = [_Pool(root, root[0], None)]
+        expanded = set(solution.expansion.expanded)
+        waiting: dict[View, list[_Leaf]] = {root: [_Leaf(None, [(pools[0], None)])]}
+        for view in solution.expansion.expanded:
+            top = self._joined(view, waiting.pop(view))
+            lifted = self._views.lifted(view)
+            assert lifted is not None
+            try:
+                form = lifted.numbers()
+            except Decline as decline:
+                raise Blocked(view, decline, unusable=True) from None
+            if form.bias is not None:
+                for pool, through in top.links:
+                    pool.add(through, form.bias, form.bias if form.sizes is None else form.sizes)
+            for index, branch in enumerate(lifted.branches):
+                below = (branch.source, branch.layout or view[1])
+                if lifted.moves:
+                    entry = _Leaf(top.map, top.links, (*top.chain, self._views.position(view[0])))
+                    if top.map is None:
+                        entry.map = form.maps[0]
+                else:
+                    try:
+                        entry = self._through(view, top, form, index, below, expanded, pools)
+                    except Vanishes:
+                        continue
+                waiting.setdefault(below, []).append(entry)
+        axes = self._expander.axes(root)
+        for leaf in (leaf for found in waiting.values() for leaf in found):
+            leaf.map = leaf.map and leaf.map.with_axes(axes)
+            for pool, _ in leaf.links:
+                pool.leaves.append(leaf)
+        return self._expander.origins(root, waiting, lambda leaf: leaf.chain), self._resolved(pools)
+
+    def _joined(self, view: View, found: list[_Leaf]) -> _Leaf:
+        """Return the sum of the maps over one value."""
+        first, *rest = found
+        lengths = lengths_of(self._shapes.of(view[0]))
+        total, links = first.map, list(first.links)
+        for other in rest:
+            assert total is not None
+            assert other.map is not None
+            try:
+                total = total.plus(other.map, lengths)
+            except NotAligned:
+                total = total.plus(other.map, lengths, same_grid=True)  # the plan found a Concat above both
+            links += other.links
+        return _Leaf(total, links, first.chain)
+
+    def _through(
+        self,
+        view: View,
+        top: _Leaf,
+        form: Form,
+        index: int,
+        below: View,
+        expanded: set[View],
+        pools: list[_Pool],
+    ) -> _Leaf:
+        """Return the map over one input of an op, and where shifts of that input go."""
+        inner = form.maps[index]
+        offset = form.offsets[index] if form.offsets else None
+        outer = top.map
+        if outer is not None:
+            outer = outer.with_axes(inner.geometry.axes)
+            fault = border_fault(outer, inner, None, lengths_of(self._shapes.of(below[0])))
+            if fault is not None:
+                raise Blocked(view, Decline("border", fault))
+        try:
+            whole = inner if outer is None else outer.after(inner)
+        except Inexact as error:
+            raise Blocked(view, Decline("not-aligned", str(error))) from None
+        if inner.geometry.is_pointwise and offset is None:
+            links: list[tuple[_Pool, Map | None]] = []
+            for pool, through in top.links:
+                step = inner if through is None else through.with_axes(inner.geometry.axes).after(inner)
+                links.append((pool, step))
+            return _Leaf(whole, links, top.chain)
+        culprit = below if below in expanded else view
+        pool = _Pool(culprit, below[0], whole, offset, None if offset is None else np.abs(offset))
+        pools.append(pool)
+        return _Leaf(whole, [(pool, None)], top.chain)
+
+    # -- shifts -----------------------------------------------------------------------------------------------------
+
+    def _resolved(self, pools: list[_Pool]) -> Array | None:
+        """Return the region's bias: what every constant image becomes under the map that reads it."""
+        bias: Array | None = None
+        for pool in pools:
+            if pool.total is None or not np.any(pool.total):
+                continue
+            shift = pool.total if pool.map is None else pool.map.response(pool.total)
+            if pool.map is not None and not self._is_harmless(pool) and not self._filled(pool):
+                raise Blocked(pool.view, Decline("border", _BORDER))
+            bias = shift if bias is None else bias + shift
+        return bias
+
+    def _is_harmless(self, pool: _Pool) -> bool:
+        """Whether a constant image is read as if it went on beyond its border: no map reads there, or it is zero.
+
+        A border that was filled with the value of a bias counts as zero if both differ only by their rounding.
+        """
+        assert pool.map is not None
+        assert pool.total is not None
+        if not reads_outside(pool.map, lengths_of(self._shapes.of(pool.value))):
+            return True
+        read = np.abs(pool.total[pool.map.reads])
+        if pool.sizes is None:
+            return not np.any(read)
+        roundoff = _ROUNDOFF.get(self._shapes.type_of(pool.value), 2.0**-24)
+        return bool(np.all(read <= _FRAME_ROUNDINGS * roundoff * pool.sizes[pool.map.reads]))
+
+    def _filled(self, pool: _Pool) -> bool:
+        """Let the one source below a value be padded with a constant instead of zero, if that is what is needed."""
+        if len(pool.leaves) != 1 or pool.map is None or pool.map.geometry.mode != "conv":
+            return False
+        leaf = pool.leaves[0]
+        _, through = leaf.links[0]
+        if len(leaf.links) > 1 or (through is not None and not through.geometry.is_diagonal) or leaf.chain:
+            return False
+        factors = np.ones(pool.map.geometry.inputs) if through is None else through.weight.reshape(-1)
+        if not np.all(factors):
+            return False
+        assert pool.total is not None
+        fills = -pool.total / factors
+        if np.ptp(fills) > 1e-12 * np.max(np.abs(fills)):
+            return False
+        leaf.fill = float(fills[0])
+        return True

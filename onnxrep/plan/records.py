@@ -1,0 +1,92 @@
+"""What a plan consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxrep.lattice import Array, Map, Span
+from onnxrep.lift import Layout
+from onnxrep.price import Price
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A node that was left alone although it is close to something that folds.
+
+    ``code`` is one of :data:`onnxrep.reasons.REASONS`; ``detail`` says what was met here.
+    """
+
+    position: int
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One movement: a Transpose by ``order``, or a Reshape to ``shape`` (0 copies a size, -1 takes what is left)."""
+
+    order: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a kernel reads: a value, after some movements."""
+
+    value: str
+    steps: tuple[Step, ...] = ()
+    after: int = -1  # position behind which the movements can be made
+
+
+@dataclass(frozen=True)
+class Summand:
+    """One kernel's worth of a region: the sum of some maps of one source, with its numbers.
+
+    Attributes:
+        origin: what it reads.
+        map: with numbers; all rows of the region's output, though only ``map.geometry.rows`` may be non-zero.
+        anchors: op types of the convolutions or products in it, empty if there is none.
+        unit: 1 or -1 if this is the source itself or its negative.
+        members: positions of the ops that read the source.
+        fill: the value with which the source is padded before the map, where its border is not zero.
+    """
+
+    origin: Origin
+    map: Map
+    anchors: frozenset[str]
+    unit: float | None
+    members: tuple[int, ...]
+    fill: float | None = None
+
+
+@dataclass(frozen=True)
+class Region:
+    """Nodes to be replaced together.
+
+    Attributes:
+        root: position of the node that makes the region's output.
+        output: the value that it makes.
+        layout: in which the maps are meant.
+        removed: positions of the nodes that nothing else needs, root included, ascending.
+        covered: positions of all nodes whose work the region takes over; more than ``removed`` where others share them.
+        segments: rows of the output, and the summands that make them; stacked in this order.
+        bias: ``[channels]``, or None for zero.
+        kind: ``merge`` if parallel branches become one, else ``fuse``.
+        before, after: price per position of the output.
+    """
+
+    root: int
+    output: str
+    layout: Layout
+    removed: tuple[int, ...]
+    covered: tuple[int, ...]
+    segments: tuple[tuple[Span, tuple[Summand, ...]], ...]
+    bias: Array | None
+    kind: str
+    before: Price
+    after: Price
+
+    @property
+    def summands(self) -> tuple[Summand, ...]:
+        """All summands of all segments."""
+        return tuple(s for _, summands in self.segments for s in summands)

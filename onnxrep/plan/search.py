@@ -1,0 +1,202 @@
+"""The best way to replace a root: what to look through, and which maps to join, by price."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from onnxrep.lattice import Span
+from onnxrep.plan.expansion import Entry, Expander, Expansion
+from onnxrep.plan.records import Origin
+from onnxrep.plan.views import View, Views
+from onnxrep.price import KERNEL, Part, Price, cover
+from onnxrep.shapes import lengths_of
+
+_LOOKAHEAD = 4
+
+Parts = Mapping[Origin, Sequence[Part]]
+Segments = list[tuple[Span, list[tuple[Origin, Part]]]]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """An expansion of a root, and what it becomes.
+
+    Attributes:
+        expansion: what was looked through.
+        parts: the kernels per origin.
+        segments: rows of the output with the parts that make them, None if the parts cannot be emitted.
+        opened: views below a convolution that were looked through.
+        price: of the parts.
+        total: the price with what the sources below convolutions cost as regions of their own.
+        folds: whether replacing the expanded nodes pays.
+        whole, whole_parts: the expansion before ops below which nothing joined were closed again.
+    """
+
+    expansion: Expansion
+    parts: Parts
+    segments: Segments | None
+    opened: frozenset[View]
+    price: Price
+    total: Price
+    folds: bool
+    whole: Expansion
+    whole_parts: Parts
+
+
+class Searcher:
+    """Finds the best solution for roots of one scope."""
+
+    def __init__(self, views: Views, expander: Expander) -> None:
+        self._views, self._expander = views, expander
+        self._shapes = views.facts.shapes
+        self._solutions: dict[View, Solution] = {}
+
+    def forget(self) -> None:
+        """Drop all solutions: what may be looked through has changed."""
+        self._solutions.clear()
+
+    def solve(self, root: View) -> Solution:
+        """Return the best solution for a root, opening views below convolutions one by one while that pays."""
+        if root in self._solutions:
+            return self._solutions[root]
+        best = self._evaluate(root, frozenset())
+        tried: set[frozenset[View]] = {frozenset()}
+        improved = True
+        while improved:
+            improved = False
+            for view in sorted(best.whole.openable):
+                better = self._opened(root, best, view, tried)
+                if better is not None:
+                    best, improved = better, True
+                    break
+        self._solutions[root] = best
+        return best
+
+    def _opened(self, root: View, best: Solution, view: View, tried: set[frozenset[View]]) -> Solution | None:
+        """Return a better solution that opens a view, and perhaps what lies behind it."""
+        trial, opened = best, best.opened
+        for _ in range(_LOOKAHEAD):
+            opened = opened | {view} | (trial.whole.openable.keys() - best.whole.openable.keys())
+            if opened in tried:
+                return None
+            tried.add(opened)
+            trial = self._evaluate(root, opened)
+            if trial.folds and trial.total.beats(best.total):
+                return trial
+        return None
+
+    def _evaluate(self, root: View, opened: frozenset[View]) -> Solution:
+        """Expand, cover, close what does not join, and price the result."""
+        whole = self._priced(root, opened, frozenset())
+        closed = self._unjoined(whole.expansion, whole.parts)
+        best = self._priced(root, opened, closed) if closed else whole
+        if not best.folds and whole.folds:
+            best = whole  # nothing joins, but a scale or shift finds a convolution to vanish into
+        spent = whole.expansion.spent
+        cost = spent if whole.segments is None or spent.beats(whole.price) else whole.price
+        for view, positions in whole.expansion.openable.items():
+            cost += self._own(view).at(positions)
+        return replace(best, total=cost, whole=whole.expansion, whole_parts=whole.parts)
+
+    def _own(self, view: View) -> Price:
+        """Return what a view costs as the root of its own region."""
+        if view in self._solutions:
+            return self._solutions[view].total
+        lifted = self._views.lifted(view)
+        assert lifted is not None
+        return Price(lifted.macs, lifted.kernels, lifted.nodes)
+
+    def _priced(self, root: View, opened: frozenset[View], closed: frozenset[View]) -> Solution:
+        """Return one expansion with its price."""
+        expansion = self._expander.expand(root, opened, closed)
+        parts = {origin: self._cover(origin, entries) for origin, entries in expansion.leaves.items()}
+        segments = self._segments(root, parts)
+        price = Price() if segments is None else self._price(root, expansion, segments)
+        anchored = any(e.anchors for entries in expansion.leaves.values() for e in entries)
+        folds = anchored and segments is not None and price.beats(expansion.spent)
+        return Solution(expansion, parts, segments, opened, price, price, folds, expansion, parts)
+
+    def _cover(self, origin: Origin, entries: Sequence[Entry]) -> list[Part]:
+        """Return the kernels that the maps of one origin become."""
+        single = [
+            Part(e.geometry, e.anchors, e.unit, (i,), e.grids, 0.0 if e.anchors else e.macs)
+            for i, e in enumerate(entries)
+            if e.geometry is not None
+        ]
+        lengths = None if origin.steps else lengths_of(self._shapes.of(origin.value))
+        return cover(single, lengths)
+
+    def _segments(self, root: View, parts: Parts) -> Segments | None:
+        """Return the rows of the output and what makes them, or None if the parts cannot be emitted."""
+        kind = root[1].kind
+        by_rows: dict[Span | None, list[tuple[Origin, Part]]] = {}
+        outputs = 0
+        for origin, mine in parts.items():
+            for part in mine:
+                steps_known = all(s.order or s.shape for s in origin.steps)
+                if not part.can_stand_alone(kind) or not steps_known:
+                    return None
+                outputs = part.geometry.outputs
+                by_rows.setdefault(part.geometry.rows, []).append((origin, part))
+        if set(by_rows) == {None}:
+            return [((0, outputs), by_rows[None])]
+        if None in by_rows or not by_rows:
+            return None
+        ordered = sorted((span, found) for span, found in by_rows.items() if span is not None)
+        edges = [0, *(span[1] for span, _ in ordered)]
+        if any(span[0] != edge for (span, _), edge in zip(ordered, edges, strict=False)) or edges[-1] != outputs:
+            return None
+        return ordered
+
+    def _price(self, root: View, expansion: Expansion, segments: Segments) -> Price:
+        """Return the price of the nodes that segments become."""
+        kind = root[1].kind
+        rank = len(self._shapes.of(root[0]) or ())
+        total = KERNEL if len(segments) > 1 else Price()
+        for span, found in segments:
+            emitted = [part.emitted(kind) for _, part in found]
+            total += Price(0.0, len(found) - 1, len(found) - 1)
+            for origin, part in found:
+                total += part.price
+                turns = sum(bool(s.order) for s in origin.steps)
+                total += Price(0.0, turns * self._share(origin), len(origin.steps) * self._share(origin))
+            biased = any(rows is None or (rows[0] < span[1] and span[0] < rows[1]) for rows in expansion.biases)
+            takes_bias = any(e in ("Conv", "ConvTranspose", "FlatConv") for e in emitted)
+            takes_bias |= rank == 2 and any(e in ("Gemm", "MatMul") for e in emitted)
+            if biased and not takes_bias:
+                total += KERNEL
+            if kind == "flat":
+                total += Price(0.0, 0.0, 2.0)
+        return total
+
+    def _share(self, origin: Origin) -> float:
+        """Return which share of an origin's movements a region pays: others may use the same."""
+        return min(
+            (s for (v, _), s in self._views.shared.items() if self._views.position(v) == origin.after), default=1.0
+        )
+
+    def _unjoined(self, expansion: Expansion, parts: Parts) -> frozenset[View]:
+        """Return the views to close again: nothing below them joined, and their value is used as it is."""
+        joined: set[View | None] = set()
+        for origin, entries in expansion.leaves.items():
+            for part in parts[origin]:
+                if len(part.members) > 1:
+                    joined.update(entries[m].reader for m in part.members)
+        for view in reversed(expansion.expanded):
+            if view in joined:
+                joined.update(expansion.parents[view])
+        closing: set[View] = set()
+        outside: set[View] = set()
+        for view in expansion.expanded[1:]:
+            if all(p in closing or p in outside for p in expansion.parents[view]):
+                outside.add(view)
+            elif view not in joined and (expansion.above[view] in (1.0, -1.0) or self._is_loose(view)):
+                closing.add(view)
+        return frozenset(closing)
+
+    def _is_loose(self, view: View) -> bool:
+        """Whether an op moves or mixes pixels without being a convolution: it cannot be emitted by itself."""
+        lifted = self._views.lifted(view)
+        assert lifted is not None
+        return lifted.moves or (not lifted.anchor and any(not b.geometry.is_channelwise for b in lifted.branches))

@@ -1,0 +1,124 @@
+"""What is known of each value of a scope: its lift in each layout, what it rests on, and what forbids to remove it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from onnxrep.equality import EqualValues
+from onnxrep.fusions import claimed
+from onnxrep.graph import DEFAULT_DOMAINS
+from onnxrep.lift import FIRST, LAST, Decline, Facts, Layout, Lifted, lifts
+from onnxrep.lift.base import suffix
+
+View = tuple[str, Layout]
+"""A value, looked at in a layout."""
+
+_PRODUCTS = ("MatMul", "Gemm")
+_LAZY = ("Reshape", "Transpose")
+
+
+class Views:
+    """Lifts the values of one scope, each once, when they are asked for."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts, self.scope = facts, facts.scope
+        self.equals = EqualValues(self.scope)
+        self.declined: dict[View, Decline] = {}
+        self._lifted: dict[View, Lifted | None] = {}
+        self._blocked: set[View] = set()
+        self._fused = claimed(self.scope, facts.constants)
+        self.shared: dict[View, float] = {}
+
+    @cached_property
+    def layouts(self) -> list[Layout]:
+        """The layouts in which something of this scope may fold."""
+        found = [FIRST]
+        if any(n.op in _PRODUCTS for n in self.scope.nodes):
+            found.append(LAST)
+        sizes = {size for node in self.scope.nodes if node.op == "Conv" for size in [self._flat_size(node)] if size}
+        return found + [Layout("flat", size) for size in sorted(sizes)]
+
+    def _flat_size(self, node: object) -> int:
+        """Return the channels of a Conv on images of one pixel that were an image of several before a Reshape, or 0."""
+        shape = self.facts.shapes.of(node.inputs[0].name)  # type: ignore[attr-defined]
+        if shape is None or len(shape) != 4 or shape[2:] != (1, 1) or not isinstance(shape[1], int):
+            return 0
+        position = self.scope.producer.get(node.inputs[0].name)  # type: ignore[attr-defined]
+        if position is None or self.scope.nodes[position].op != "Reshape":
+            return 0
+        before = self.facts.shapes.of(self.scope.nodes[position].inputs[0].name)
+        if before is None or len(before) < 4 or (suffix(before, shape[1]) or 0) < 3:
+            return 0
+        return shape[1]
+
+    def position(self, value: str) -> int:
+        """Return the position of the node that makes a value, -1 for none in this scope."""
+        return self.scope.producer.get(value, -1)
+
+    def lifted(self, view: View) -> Lifted | None:
+        """Return a value's lift in a layout, or None where it has none or was forbidden."""
+        if view not in self._lifted:
+            self._lifted[view] = self._lift(view)
+        return self._lifted[view]
+
+    def _lift(self, view: View) -> Lifted | None:
+        """Lift a value, or note why not."""
+        value, layout = view
+        position = self.position(value)
+        if position < 0 or position in self._fused:
+            return None
+        node = self.scope.nodes[position]
+        lift = lifts(layout).get(node.op)
+        if lift is None or node.domain not in DEFAULT_DOMAINS:
+            return None
+        if any(a.name not in node.attrs for a in self.scope.proto.node[position].attribute):
+            self.declined[view] = Decline("unknown-attribute", f"{node.op} has an attribute of an unusual type")
+            return None
+        if node.op != "Split" and (not node.outputs or node.outputs[0].name != value):
+            return None
+        try:
+            return lift(node, self.facts.within(layout), value)
+        except Decline as decline:
+            self.declined[view] = decline
+            return None
+
+    def forbid(self, view: View, decline: Decline) -> None:
+        """Treat a value's op as a boundary from now on: its numbers cannot be used."""
+        self._lifted[view] = None
+        self.declined[view] = decline
+
+    def block(self, view: View) -> bool:
+        """Do not look through a value any more: what was tried there is not exact. Return whether that is news."""
+        news = view not in self._blocked
+        self._blocked.add(view)
+        return news
+
+    def may_vanish(self, view: View) -> bool:
+        """Whether a value could be looked through, its readers aside."""
+        return view[0] not in self.scope.pinned and view not in self._blocked and self.lifted(view) is not None
+
+    @cached_property
+    def anchored(self) -> dict[Layout, set[str]]:
+        """Per layout the values that are made by, or rest on, a convolution or matrix product."""
+        found: dict[Layout, set[str]] = {layout: set() for layout in self.layouts}
+        for position, node in enumerate(self.scope.nodes):
+            if position in self._fused:
+                continue
+            for layout in self.layouts:
+                if node.op not in lifts(layout):
+                    continue
+                for output in (v.name for v in node.outputs if v.name):
+                    lifted = self.lifted((output, layout))
+                    if lifted is not None and self._rests_on_anchor(lifted, layout, found):
+                        found[layout].add(output)
+        return found
+
+    @staticmethod
+    def _rests_on_anchor(lifted: Lifted, layout: Layout, found: dict[Layout, set[str]]) -> bool:
+        """Whether a lifted op is an anchor or one of its inputs rests on one."""
+        return bool(lifted.anchor) or any(b.source in found.get(b.layout or layout, ()) for b in lifted.branches)
+
+    def outputs_in_use(self, position: int) -> list[str]:
+        """Return the outputs of a node that anything reads, or that must survive."""
+        names = (v.name for v in self.scope.nodes[position].outputs if v.name)
+        return [n for n in names if n in self.scope.readers or n in self.scope.pinned]
