@@ -53,7 +53,9 @@ class Explainer:
         """Return all refusals, those of single nodes included."""
         for (value, _), decline in self._views.declined.items():
             position = self._views.position(value)
-            if decline.code not in SILENT and self._is_near(position, decline.code):
+            if decline.code in SILENT or self._is_lifted(value):
+                continue
+            if self._is_near(position, decline.code):
                 self.note(position, decline.code, decline.detail)
         for layout, values in self._views.anchored.items():
             for value in sorted(values, key=self._views.position):
@@ -63,6 +65,10 @@ class Explainer:
             if (node.domain, node.op) in functions:
                 self.note(position, "local-function", f"{node.op} is a local function; --inline-functions lets it fold")
         return sorted(self._refusals.values(), key=lambda r: (r.position, r.code))
+
+    def _is_lifted(self, value: str) -> bool:
+        """Whether a value has a lift in another layout than the one that declined."""
+        return any(self._views.lifted((value, layout)) for layout in self._views.layouts)
 
     def _rests_on_anchor(self, value: str) -> bool:
         """Whether a value rests on a convolution or product in any layout."""

@@ -1,0 +1,313 @@
+"""Sizes followed through the graph where ONNX's inference leaves them open."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+
+from onnxrep.constants import Constants
+from onnxrep.graph import DEFAULT_DOMAINS, Scope
+from onnxrep.shapes.sizes import Dim, Shape, Size, broadcast, product_of, resolved
+from onnxrep.shapes.windows import UnknownWindow, pad_margins, window
+
+_SAME = (
+    "Relu LeakyRelu PRelu Sigmoid HardSigmoid HardSwish Tanh Elu Selu Celu Softplus Softsign Mish Gelu Swish Erf Clip"
+)
+_SAME += " Identity Cast Dropout BatchNormalization InstanceNormalization LayerNormalization GroupNormalization LRN Neg"
+_SAME += " Abs Sqrt Reciprocal Exp Log Floor Ceil Round Sign Softmax LogSoftmax ThresholdedRelu LpNormalization CumSum"
+_SAME += " RMSNormalization Sin Cos Not IsNaN QuantizeLinear DequantizeLinear Shrink"
+SAME = frozenset(_SAME.split())
+"""Ops whose first output has the shape of their first input."""
+
+BROADCAST = frozenset(
+    "Add Sub Mul Div Sum Mean Max Min Pow Where Equal Less Greater LessOrEqual GreaterOrEqual".split()
+)
+"""Ops that broadcast their inputs against each other."""
+
+WINDOWS = frozenset(("Conv", "MaxPool", "AveragePool", "LpPool"))
+"""Ops that slide a window over the spatial axes."""
+
+_ENLARGING = (("strides", 1), ("dilations", 1), ("output_padding", 0))
+"""Attributes of a ConvTranspose that its size depends on, with their defaults."""
+
+_WITH_WEIGHTS = WINDOWS | {"ConvTranspose"}
+_RESHAPES = frozenset(("Flatten", "Reshape", "Squeeze", "Unsqueeze"))
+_VECTORS = frozenset(("Shape", "Gather", "Cast", "Identity", "Concat", "Slice", *_RESHAPES))
+
+FOLLOWED = SAME | BROADCAST | WINDOWS | _RESHAPES | {"Concat", "Gather", "Pad", "Shape", "Slice"}
+FOLLOWED |= {"SpaceToDepth", "Split", "Transpose", "ConvTranspose", "MatMul", "Gemm"}
+FOLLOWED |= {"GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceSum"}
+
+
+class Shapes:
+    """Shapes and element types of the values of one scope."""
+
+    def __init__(
+        self, scope: Scope, constants: Constants, inferred: onnx.GraphProto | None, outer: Shapes | None
+    ) -> None:
+        self._scope, self._constants, self._outer = scope, constants, outer
+        self._shapes: dict[str, Shape] = {}
+        self._types: dict[str, int] = {}
+        self._vectors: dict[str, tuple[Dim, ...] | None] = {}
+        for tensor in scope.proto.initializer:
+            self._shapes[tensor.name] = tuple(tensor.dims)
+            self._types[tensor.name] = tensor.data_type
+        infos = [*inferred.input, *inferred.value_info, *inferred.output] if inferred is not None else []
+        for info in infos:
+            kind = info.type.tensor_type
+            if info.type.HasField("tensor_type") and info.name not in scope.initializers:
+                self._types[info.name] = kind.elem_type
+                if kind.HasField("shape"):
+                    self._shapes[info.name] = tuple(
+                        d.dim_value if d.HasField("dim_value") else Size((info.name, axis))
+                        for axis, d in enumerate(kind.shape.dim)
+                    )
+        for node in scope.nodes:
+            if node.op in FOLLOWED and node.domain in DEFAULT_DOMAINS:
+                self._follow(node)
+
+    def of(self, name: str) -> Shape | None:
+        """Return a value's shape, or None if not even its rank is known."""
+        if name in self._shapes or self._scope.defines(name) or self._outer is None:
+            return self._shapes.get(name)
+        return self._outer.of(name)
+
+    def type_of(self, name: str) -> int:
+        """Return a value's element type, 0 if unknown."""
+        if name in self._types or self._scope.defines(name) or self._outer is None:
+            return self._types.get(name, 0)
+        return self._outer.type_of(name)
+
+    def equal(self, first: str, second: str) -> bool:
+        """Whether two values have the same shape for every input."""
+        return first == second or ((shape := self.of(first)) is not None and shape == self.of(second))
+
+    def _follow(self, node: Any) -> None:
+        """Replace sizes of a node's output that are only named by sizes that follow from its inputs."""
+        output = node.outputs[0].name if node.outputs else ""
+        inputs = [v.name for v in node.inputs]
+        known = self._shapes.get(output)
+        if known is not None and all(isinstance(d, int) for d in known):
+            return
+        shapes = [self.of(n) if n else None for n in inputs]
+        if not shapes or shapes[0] is None:
+            return
+        if node.op == "Split":
+            self._split(node, shapes[0])
+            return
+        derived = self._derive(node, shapes)
+        if derived is not None and output:
+            if known is not None and len(known) == len(derived):
+                derived = tuple(k if isinstance(k, int) else d for k, d in zip(known, derived, strict=True))
+            self._shapes[output] = derived
+
+    def _derive(self, node: Any, shapes: list[Shape | None]) -> Shape | None:
+        """Return the shape of a node's first output from those of its inputs, or None."""
+        first = shapes[0]
+        assert first is not None
+        if node.op in SAME:
+            return first
+        if node.op in BROADCAST:
+            present = [s for s in shapes if s is not None]
+            return broadcast(present, node.outputs[0].name) if len(present) == len(shapes) else None
+        if node.op in _RESHAPES:
+            return self._reshaped(node, first)
+        if node.op.startswith("Reduce"):
+            return self._reduced(node, first)
+        if node.op in _WITH_WEIGHTS:
+            return self._slide(node, first, shapes)
+        if node.op == "Slice":
+            return self._sliced(node, first)
+        return self._rearranged(node, first, shapes)
+
+    def _rearranged(self, node: Any, first: Shape, shapes: list[Shape | None]) -> Shape | None:
+        """Return the shape of a product, or of what an op makes that moves positions about or joins images."""
+        if node.op in ("MatMul", "Gemm"):
+            return _product_shape(node, first, shapes[1] if len(shapes) > 1 else None)
+        if node.op in ("GlobalAveragePool", "GlobalMaxPool"):
+            return (*first[:2], *(1,) * len(first[2:]))
+        if node.op == "SpaceToDepth":
+            q = int(node.attrs.get("blocksize", 1))
+            channels = first[1] * q * q if isinstance(first[1], int) else Size((node.outputs[0].name, 1))
+            return (first[0], channels, *(d // q if isinstance(d, int) else d.through(q, -q) for d in first[2:]))
+        if node.op == "Transpose":
+            order = node.attrs.get("perm") or tuple(reversed(range(len(first))))
+            return tuple(first[i] for i in order) if sorted(order) == list(range(len(first))) else None
+        if node.op == "Concat":
+            return _joined(node, first, shapes)
+        margins = pad_margins(node, self._constants, len(first)) if node.op == "Pad" else None
+        if margins is None:
+            return None
+        columns = zip(first, margins, strict=True)
+        return tuple(d + b + e if isinstance(d, int) else d.through(1, b + e - 1) for d, (b, e) in columns)
+
+    def _reshaped(self, node: Any, first: Shape) -> Shape | None:
+        """Return the shape of a Reshape, Flatten, Squeeze or Unsqueeze."""
+        if node.op == "Flatten":
+            axis = int(node.attrs.get("axis", 1))
+            axis += len(first) if axis < 0 else 0
+            halves = product_of(first[:axis]), product_of(first[axis:])
+            return None if None in halves else tuple(h for h in halves if h is not None)
+        if node.op == "Reshape":
+            target = self.vector(node.inputs[1].name) if len(node.inputs) > 1 else node.attrs.get("shape")
+            return None if target is None or node.attrs.get("allowzero", 0) else resolved(first, target)
+        axes = node.attrs.get("axes")
+        if len(node.inputs) > 1 and node.inputs[1].name:
+            axes = self.vector(node.inputs[1].name)
+        if node.op == "Squeeze" and axes is None:
+            return None
+        if axes is None or not all(isinstance(a, int) for a in axes):
+            return None
+        rank = len(first) + (len(axes) if node.op == "Unsqueeze" else 0)
+        where = {int(a) % rank for a in axes}
+        if node.op == "Squeeze":
+            return tuple(d for i, d in enumerate(first) if i not in where)
+        rest = iter(first)
+        return tuple(1 if i in where else next(rest) for i in range(rank))
+
+    def _sliced(self, node: Any, first: Shape) -> Shape | None:
+        """Return the shape of a Slice that counts its ends from the end."""
+        if len(node.inputs) == 1:
+            bounds = [node.attrs.get(key) for key in ("starts", "ends", "axes")]
+        else:
+            bounds = [self.vector(v.name) if v.name else None for v in node.inputs[1:]]
+        starts, ends, axes, steps = [*bounds, *[None] * 4][:4]
+        if starts is None or ends is None:
+            return None
+        count = len(starts)
+        columns = [starts, ends, axes or range(count), steps or [1] * count]
+        if not all(isinstance(v, int) for column in columns for v in column) or {len(c) for c in columns} != {count}:
+            return None
+        result = list(first)
+        for start, end, axis, step in zip(*columns, strict=True):
+            dim = result[axis]
+            if isinstance(dim, int):
+                result[axis] = len(range(dim)[slice(start, end, step)])
+            elif step > 0 and start >= 0 and (end < 0 or end >= (1 << 31) - 1):
+                result[axis] = dim.through(step, -start + min(end, 0) - 1)
+            else:
+                result[axis] = Size((node.outputs[0].name, axis))
+        return tuple(result)
+
+    def _reduced(self, node: Any, first: Shape) -> Shape | None:
+        """Return the shape behind a reduction over known axes."""
+        axes = node.attrs.get("axes")
+        if len(node.inputs) > 1 and node.inputs[1].name:
+            axes = self.vector(node.inputs[1].name)
+        if not axes or not all(isinstance(a, int) and -len(first) <= a < len(first) for a in axes):
+            return None
+        where = {a % len(first) for a in axes}
+        kept = [1 if i in where else d for i, d in enumerate(first)]
+        return tuple(kept) if node.attrs.get("keepdims", 1) else tuple(d for i, d in enumerate(first) if i not in where)
+
+    def vector(self, name: str) -> tuple[Dim, ...] | None:
+        """Return a vector of integers, some of which may be sizes that are only named; None if it is not known."""
+        if name not in self._vectors:
+            self._vectors[name] = self._vector(name)
+        return self._vectors[name]
+
+    def _vector(self, name: str) -> tuple[Dim, ...] | None:
+        """Follow shape arithmetic: Shape, Gather, Slice and Concat of vectors."""
+        constant = self._constants.get(name) if self._constants.has(name) else None
+        if constant is not None:
+            return tuple(int(v) for v in constant.values().reshape(-1)) if len(constant.dims) < 2 else None
+        position = self._scope.producer.get(name)
+        node = self._scope.nodes[position] if position is not None else None
+        if node is None or node.op not in _VECTORS or node.domain not in DEFAULT_DOMAINS:
+            return None
+        if node.op == "Shape":
+            shape = self.of(node.inputs[0].name)
+            return None if shape is None else shape[slice(node.attrs.get("start", 0), node.attrs.get("end"))]
+        parts = [self.vector(v.name) for v in node.inputs[: None if node.op == "Concat" else 1]]
+        if any(p is None for p in parts):
+            return None
+        whole = tuple(d for p in parts if p is not None for d in p)
+        if node.op == "Gather":
+            chosen = self.vector(node.inputs[1].name)
+            ints = [c for c in chosen or () if isinstance(c, int) and -len(whole) <= c < len(whole)]
+            return None if chosen is None or len(ints) != len(chosen) else tuple(whole[i] for i in ints)
+        if node.op == "Slice":
+            bounds = [self.vector(v.name) for v in node.inputs[1:]] or [
+                node.attrs.get("starts"),
+                node.attrs.get("ends"),
+            ]
+            flat = [b[0] if b is not None and len(b) == 1 and isinstance(b[0], int) else None for b in bounds]
+            if len(flat) < 2 or None in flat[:2] or flat[3:] not in ([], [1]):
+                return None
+            return whole[slice(flat[0], flat[1])]
+        return whole
+
+    def _slide(self, node: Any, first: Shape, shapes: list[Shape | None]) -> Shape | None:
+        """Return the shape of a convolution's or pool's output."""
+        kernel = node.attrs.get("kernel_shape")
+        channels: Dim = first[1] if len(first) > 1 else 1
+        if node.op in ("Conv", "ConvTranspose"):
+            weight = shapes[1] if len(shapes) > 1 else None
+            if weight is None or len(weight) < 3 or not all(isinstance(d, int) for d in weight):
+                return None
+            channels, kernel = weight[0], [d for d in weight[2:] if isinstance(d, int)]
+            if node.op == "ConvTranspose" and isinstance(weight[1], int):
+                return _enlarged(node, first, weight[1] * int(node.attrs.get("group", 1)), kernel)
+        if not kernel or len(first) != len(kernel) + 2 or node.attrs.get("ceil_mode", 0):
+            return None
+        try:
+            _, stride, size, mode = window(node.attrs, kernel, first[2:])
+        except UnknownWindow:
+            return None
+        sizes: list[Dim] = []
+        for length, s, c in zip(first[2:], stride, size, strict=True):
+            if mode == "conv":
+                sizes.append(max((length + c) // s + 1, 0) if isinstance(length, int) else length.through(s, c))
+            else:  # SAME with an unknown size: ceil(L / s)
+                sizes.append(-(-length // s) if isinstance(length, int) else length.through(s, -1))
+        return (first[0], channels, *sizes)
+
+    def _split(self, node: Any, first: Shape) -> None:
+        """Give each output of a Split the sizes of its input on the axes that are not split."""
+        axis = int(node.attrs.get("axis", 0))
+        axis += len(first) if axis < 0 else 0
+        for output in node.outputs:
+            known = self._shapes.get(output.name)
+            here = known[axis] if known is not None and len(known) == len(first) else Size((output.name, axis))
+            self._shapes[output.name] = tuple(here if i == axis else d for i, d in enumerate(first))
+
+
+def _joined(node: Any, first: Shape, shapes: list[Shape | None]) -> Shape:
+    """Return the shape of a Concat."""
+    axis = int(node.attrs.get("axis", 1))
+    axis += len(first) if axis < 0 else 0
+    parts = [s[axis] if s is not None and len(s) == len(first) else None for s in shapes]
+    total: Dim = Size((node.outputs[0].name, axis))
+    if all(isinstance(p, int) for p in parts):
+        total = sum(p for p in parts if isinstance(p, int))
+    return tuple(total if i == axis else d for i, d in enumerate(first))
+
+
+def _product_shape(node: Any, first: Shape, second: Shape | None) -> Shape | None:
+    """Return the shape of a MatMul or Gemm."""
+    if second is None or len(first) < 2 or len(second) < 2:
+        return None
+    if node.op == "Gemm":
+        return first[1 if node.attrs.get("transA", 0) else 0], second[0 if node.attrs.get("transB", 0) else 1]
+    batch = broadcast([first[:-2], second[:-2]], node.outputs[0].name) if len(first) > 2 or len(second) > 2 else ()
+    return (*batch, first[-2], second[-1])
+
+
+def _enlarged(node: Any, first: Shape, channels: int, kernel: list[int]) -> Shape | None:
+    """Return the shape of a ConvTranspose; a size that is only named gives another one, equal for equal attributes."""
+    if node.attrs.get("output_shape") or node.attrs.get("auto_pad", "NOTSET") not in ("", "NOTSET", "VALID"):
+        return None
+    axes = len(kernel)
+    pads = tuple(node.attrs.get("pads") or (0,) * (2 * axes))
+    if node.attrs.get("auto_pad") == "VALID":
+        pads = (0,) * (2 * axes)
+    columns = [tuple(node.attrs.get(k) or (d,) * axes) for k, d in _ENLARGING]
+    if len(first) != axes + 2 or len(pads) != 2 * axes or any(len(c) != axes for c in columns):
+        return None
+    sizes: list[Dim] = []
+    for length, k, s, d, extra, b, e in zip(first[2:], kernel, *columns, pads[:axes], pads[axes:], strict=True):
+        constant = d * (k - 1) + 1 + extra - b - e
+        named = Size(("transposed", length, s, constant))
+        sizes.append(s * (length - 1) + constant if isinstance(length, int) else named)
+    return (first[0], channels, *sizes)
