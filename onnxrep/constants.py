@@ -60,8 +60,22 @@ class Constant:
 class Constants:
     """The constants that one scope can see."""
 
-    def __init__(self, scope: Scope, inferred: onnx.GraphProto | None, outer: Constants | None) -> None:
-        """``inferred``: the scope's graph with ONNX's inferred types, see :func:`onnxrep.shapes.infer`."""
+    def __init__(
+        self,
+        scope: Scope,
+        inferred: onnx.GraphProto | None,
+        outer: Constants | None,
+        dims: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
+        """State what is constant in a scope.
+
+        Args:
+            scope: the scope.
+            inferred: its graph with ONNX's inferred types, see :func:`onnxrep.shapes.infer`.
+            outer: the constants of the scope around it.
+            dims: further values of which the shape is known.
+        """
+        self._dims = dims or {}
         self._scope, self._outer = scope, outer
         self._known: dict[str, Constant | None] = {}
         self._derivable: set[str] = set()
@@ -91,9 +105,10 @@ class Constants:
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
         if (node.op if isinstance(node, gs.Node) else node.op_type) == "CastLike":
             return Constant(self._scope, None, np.zeros((), dtype))
-        if not kind.HasField("shape") or any(not d.HasField("dim_value") for d in kind.shape.dim):
-            return None
-        return Constant(self._scope, None, np.broadcast_to(np.zeros((), dtype), [d.dim_value for d in kind.shape.dim]))
+        dims = self._dims.get(name)
+        if kind.HasField("shape") and all(d.HasField("dim_value") for d in kind.shape.dim):
+            dims = tuple(d.dim_value for d in kind.shape.dim)
+        return None if dims is None else Constant(self._scope, None, np.broadcast_to(np.zeros((), dtype), dims))
 
     def has(self, name: str) -> bool:
         """Whether a value is constant, without computing it."""
@@ -133,7 +148,8 @@ class Constants:
                 stack.extend(missing)
                 continue
             inputs = {n: stands_in[n] if n in stands_in else self._known[n] for n in node.input if n}
-            outputs = _evaluate(node, inputs, self._scope.model.opset)
+            feeds = {n: c.values() for n, c in inputs.items() if c is not None}
+            outputs = evaluate(node, feeds, self._scope.model.opset) if len(feeds) == len(inputs) else {}
             for output in filter(None, node.output):
                 values = outputs.get(output)
                 self._known[output] = None if values is None else Constant(self._scope, None, values)
@@ -157,15 +173,10 @@ def _typed(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
             yield value
 
 
-def _evaluate(node: onnx.NodeProto, inputs: Mapping[str, Constant | None], opset: int) -> dict[str, NDArray[Any]]:
-    """Run one node on constants; empty if it cannot be run or its result would be too large."""
+def evaluate(node: onnx.NodeProto, feeds: Mapping[str, NDArray[Any]], opset: int) -> dict[str, NDArray[Any]]:
+    """Run one node on arrays; empty if it cannot be run or its result would be too large."""
     from onnx.reference import ReferenceEvaluator
 
-    feeds: dict[str, NDArray[Any]] = {}
-    for name, constant in inputs.items():
-        if constant is None:
-            return {}
-        feeds[name] = constant.values()
     try:
         if _result_bytes(node, feeds, opset) > MEMORY_LIMIT:
             return {}
@@ -177,7 +188,7 @@ def _evaluate(node: onnx.NodeProto, inputs: Mapping[str, Constant | None], opset
         graph = helper.make_graph([node], "constant", infos, outputs)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
         with np.errstate(all="ignore"):
-            results = ReferenceEvaluator(model).run(None, feeds)
+            results = ReferenceEvaluator(model).run(None, dict(feeds))
     except Exception:  # noqa: BLE001  whatever an op of the reference does on odd constants: then the value is not known
         return {}
     return {

@@ -11,7 +11,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxrep.graph import Edit, stored
-from onnxrep.lattice import Array, Map, Span
+from onnxrep.grouping import Blocks, Span
+from onnxrep.lattice import Array, Map
 from onnxrep.lift import Facts
 from onnxrep.plan import Origin, Region, Step, Summand
 from onnxrep.price import Part
@@ -171,8 +172,8 @@ class _Writer:
         if emitted == "FlatConv":
             return self._flat(summand, source, bias, output)
         if emitted == "MatMulFromLeft":
-            return self._from_left(summand, source, span, output)
-        return self._product(summand, source, span, bias, output)
+            return self._from_left(summand, source, output)
+        return self._product(summand, source, bias, output)
 
     def _source(self, origin: Origin) -> str:
         """Return the name of what a summand reads."""
@@ -185,15 +186,13 @@ class _Writer:
 
     def _convolution(self, summand: Summand, source: str, span: Span, bias: Array | None, output: str) -> str:
         """Write a Conv or ConvTranspose."""
-        map_ = summand.map
+        map_ = summand.map.reading_all
         attributes = attributes_of(map_)
         if summand.fill is not None:
             source = self._padded(source, attributes["pads"], summand.fill)
             attributes["pads"] = [0] * len(attributes["pads"])
         op = "ConvTranspose" if map_.geometry.mode == "transpose" else "Conv"
         weight = weight_of(map_)
-        if span != (0, map_.geometry.outputs):
-            weight = weight[slice(*span)]
         vector = np.zeros(span[1] - span[0]) if bias is None else bias
         return self._anchor(op, summand, [source], [weight, vector], output, **attributes)
 
@@ -208,10 +207,10 @@ class _Writer:
         filled = self._tensor(f"{source}_border", np.array(value))
         return self._node("Pad", "", [source, name, filled], self._value(), mode="constant")
 
-    def _product(self, summand: Summand, source: str, span: Span, bias: Array | None, output: str) -> str:
+    def _product(self, summand: Summand, source: str, bias: Array | None, output: str) -> str:
         """Write a MatMul or Gemm."""
         heir, _ = self._heir(summand, peek=True)
-        matrix = summand.map.regrouped(1).weight[slice(*span)]
+        matrix = _matrix(summand.map)
         old = self._scope.nodes[heir]
         if self._rank != 2 or (bias is None and old.op == "MatMul"):
             return self._anchor("MatMul", summand, [source], [matrix.T], output)
@@ -219,9 +218,9 @@ class _Writer:
         vector = np.zeros(len(matrix)) if bias is None else bias
         return self._anchor("Gemm", summand, [source], [matrix if flip else matrix.T, vector], output, transB=flip)
 
-    def _from_left(self, summand: Summand, source: str, span: Span, output: str) -> str:
+    def _from_left(self, summand: Summand, source: str, output: str) -> str:
         """Write ``MatMul(W, x)``."""
-        matrix = summand.map.regrouped(1).weight[slice(*span)].reshape(span[1] - span[0], -1)
+        matrix = _matrix(summand.map)
         return self._anchor("MatMul", summand, [], [matrix], output, behind=[source])
 
     def _flat(self, summand: Summand, source: str, bias: Array | None, output: str) -> str:
@@ -317,12 +316,14 @@ class _Writer:
 
 def _factors(map_: Map) -> Array:
     """Return the factors of a map that copies channels, one per row that is not zero."""
+    return map_.weight.reshape(-1)
+
+
+def _matrix(map_: Map) -> Array:
+    """Return a pointwise map as a matrix ``[rows, inputs]``."""
     g = map_.geometry
-    if g.is_diagonal:
-        return map_.weight.reshape(-1)
-    rows = np.arange(*(g.rows or (0, g.outputs)))
-    cols = np.arange(*(g.cols or (0, g.inputs)))
-    return map_.regrouped(1).weight.reshape(g.outputs, g.inputs)[rows, cols]
+    dense = map_.spread(Blocks(g.blocks.rows, (0, g.inputs), 1)).weight
+    return dense.reshape(dense.shape[:2])
 
 
 def attributes_of(map_: Map) -> dict[str, Any]:
@@ -349,5 +350,6 @@ def weight_of(map_: Map) -> Array:
     if geometry.mode != "transpose":
         return dense
     groups, kernel = geometry.group, dense.shape[2:]
-    grouped = dense.reshape(groups, geometry.outputs // groups, geometry.inputs // groups, *kernel).swapaxes(1, 2)
-    return grouped.reshape(geometry.inputs, geometry.outputs // groups, *kernel)
+    outputs = geometry.blocks.height // groups
+    grouped = dense.reshape(groups, outputs, geometry.inputs // groups, *kernel).swapaxes(1, 2)
+    return grouped.reshape(geometry.inputs, outputs, *kernel)

@@ -290,7 +290,7 @@ def _rewrite(scope: Scope, edits: Sequence[Edit], doomed: set[int], dead: set[st
     """Rewrite one graph message: nodes replaced in place, new initializers added, dead ones gone."""
     graph, ir_version = scope.proto, scope.model.proto.ir_version
     at: dict[int, list[Edit]] = {}
-    for edit in edits:
+    for edit in sorted(edits, key=lambda e: not e.keep):  # what others at the same place may read comes first
         at.setdefault(edit.at, []).append(edit)
     old = list(graph.node)
     kept: list[onnx.NodeProto] = []

@@ -25,11 +25,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxrep.grouping import Blocks, Span
+
 Array = NDArray[np.float64]
 Taps = tuple[tuple[int, ...], ...]
-Span = tuple[int, int]
-"""A range of channels, end excluded."""
-
 Mode = Literal["conv", "transpose", "SAME_UPPER", "SAME_LOWER"]
 """How taps are meant. ``conv``: as in the module's equation. ``transpose``: the dual map, in which input ``p`` writes
 to output ``stride * p + t`` and ``size`` is the constant of ``Q = stride * (L - 1) + size``. ``SAME_*``: a convolution
@@ -76,14 +75,14 @@ class Geometry:
 
     Attributes:
         outputs, inputs: channel counts.
-        group: ``weight[o, i] = 0`` unless ``o`` and ``i`` lie in the same of ``group`` contiguous equal blocks.
+        group: ``weight[o, i] = 0`` unless ``o`` and ``i`` lie in the same of ``group`` contiguous equal blocks of the
+            rectangle ``rows`` x ``cols``.
         taps: per axis the sorted offsets, relative to ``stride * p``; the map's taps are their product.
         stride: per axis, positive.
         size: per axis, the constant of the size equation.
         mode: see :data:`Mode`.
-        rows, cols: the only outputs and inputs with non-zero weights; None for all.
-        shifted: whether output ``rows[0] + k`` depends on input ``cols[0] + k`` alone, at the same position: the map
-            picks channels (Slice, Split) or places them (Concat).
+        rows, cols: the only outputs and inputs with non-zero weights; None for all. A Slice of channels has ``cols``, a
+            Concat ``rows``.
 
     """
 
@@ -96,15 +95,12 @@ class Geometry:
     mode: Mode = "conv"
     rows: Span | None = None
     cols: Span | None = None
-    shifted: bool = False
 
     @staticmethod
     def channels(outputs: int, inputs: int, rows: Span, cols: Span, axes: int) -> Geometry:
         """Return the geometry of a map that copies the channels ``cols`` of its input to ``rows`` of its output."""
-        if outputs == inputs == rows[1] - rows[0]:
-            return Geometry.identity(outputs, axes)
-        plain = Geometry.pointwise(outputs, inputs, _fit(outputs, inputs, rows, cols, 1), axes)
-        return replace(plain, rows=_span(rows, outputs), cols=_span(cols, inputs), shifted=True)
+        plain = Geometry.pointwise(outputs, inputs, rows[1] - rows[0], axes)
+        return replace(plain, rows=_span(rows, outputs), cols=_span(cols, inputs))
 
     @staticmethod
     def pointwise(outputs: int, inputs: int, group: int, axes: int) -> Geometry:
@@ -129,13 +125,28 @@ class Geometry:
 
     @property
     def is_diagonal(self) -> bool:
-        """Whether the map is pointwise and keeps channels apart."""
+        """Whether the map is pointwise and treats each channel by itself."""
         return self.is_pointwise and self.group == self.outputs == self.inputs
 
     @property
     def is_channelwise(self) -> bool:
         """Whether the map is pointwise and each output depends on one input channel at most."""
-        return self.is_diagonal or (self.shifted and self.is_pointwise)
+        return self.is_pointwise and self.blocks.is_diagonal
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """Where weights are non-zero."""
+        return Blocks(self.rows or (0, self.outputs), self.cols or (0, self.inputs), self.group)
+
+    def _with(self, blocks: Blocks) -> Geometry:
+        """Return the geometry with other blocks."""
+        rows, cols = _span(blocks.rows, self.outputs), _span(blocks.cols, self.inputs)
+        return replace(self, rows=rows, cols=cols, group=blocks.group)
+
+    @cached_property
+    def reading_all(self) -> Geometry:
+        """The geometry of the same map written so that it reads all inputs, as a convolution does."""
+        return self if self.cols is None else self._with(self.blocks.within(self.blocks.rows, (0, self.inputs)))
 
     def with_axes(self, axes: int) -> Geometry:
         """Return a pointwise geometry for another number of spatial axes.
@@ -151,8 +162,8 @@ class Geometry:
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """The shape of the weight: ``(outputs, inputs / group, *taps)``."""
-        return (self.outputs, self.inputs // self.group, *map(len, self.taps))
+        """The shape of the weight: ``(rows, columns / group, *taps)``."""
+        return (self.blocks.height, self.blocks.width // self.group, *map(len, self.taps))
 
     def result(self, lengths: Sequence[int]) -> tuple[int, ...]:
         """Return the sizes of the result for an input of ``lengths``."""
@@ -169,9 +180,9 @@ class Geometry:
 
     @cached_property
     def macs(self) -> float:
-        """Multiply-accumulates per position of the result, zero taps of the kernel included."""
-        outputs = self.rows[1] - self.rows[0] if self.rows else self.outputs
-        dense = self.kernel.taps * outputs * self.inputs / self.group
+        """Multiply-accumulates per position of the result of a convolution for it, zero taps included."""
+        blocks = self.reading_all.blocks
+        dense = self.kernel.taps * blocks.height * blocks.width / blocks.group
         return dense / math.prod(self.stride) if self.mode == "transpose" else dense
 
     @cached_property
@@ -204,15 +215,8 @@ class Geometry:
         if self.mode.startswith("SAME") and self.taps != other.taps:
             raise NotAligned("the branches' SAME pads depend on a size that is not known")
         taps = tuple(tuple(sorted({*a, *b})) for a, b in zip(self.taps, other.taps, strict=True))
-        return replace(
-            self,
-            group=math.gcd(self.group, other.group),
-            taps=taps,
-            size=tuple(map(min, self.size, other.size)) if same_grid else self.size,
-            rows=_union(self.rows, other.rows, self.outputs),
-            cols=_union(self.cols, other.cols, self.inputs),
-            shifted=self.shifted and other.shifted and (self.rows, self.cols) == (other.rows, other.cols),
-        )
+        size = tuple(map(min, self.size, other.size)) if same_grid else self.size
+        return replace(self, taps=taps, size=size)._with(self.blocks.union(other.blocks))
 
     def after(self, first: Geometry) -> Geometry:
         """Return the geometry of ``self`` applied to the result of ``first``; see :func:`border_fault` for exactness.
@@ -224,18 +228,15 @@ class Geometry:
         """
         if self.inputs != first.outputs or self.axes != first.axes:
             raise Inexact("the maps do not fit each other")
-        rows, cols = _spans_through(self, first)
-        group = math.gcd(self.group, first.group)
-        if rows or cols:
-            inner = max(self.group if first.shifted else 1, first.group if self.shifted else 1)
-            group = max(group, _fit(self.outputs, first.inputs, rows, cols, inner))
+        blocks = self.blocks.after(first.blocks)
+        if blocks is None:
+            raise Vanishes("the second map reads only channels that the first does not write")
         channels: dict[str, Any] = {
             "outputs": self.outputs,
             "inputs": first.inputs,
-            "group": group,
-            "rows": rows,
-            "cols": cols,
-            "shifted": self.is_channelwise and first.is_channelwise and bool(rows or cols),
+            "group": blocks.group,
+            "rows": _span(blocks.rows, self.outputs),
+            "cols": _span(blocks.cols, first.inputs),
         }
         if self.is_pointwise:
             return replace(first, **channels)
@@ -256,43 +257,6 @@ class Geometry:
 def _span(span: Span | None, count: int) -> Span | None:
     """Return None for a span of all channels."""
     return None if span == (0, count) else span
-
-
-def _union(first: Span | None, second: Span | None, count: int) -> Span | None:
-    """Return the smallest span that holds two."""
-    if first is None or second is None:
-        return None
-    return _span((min(first[0], second[0]), max(first[1], second[1])), count)
-
-
-def _spans_through(second: Geometry, first: Geometry) -> tuple[Span | None, Span | None]:
-    """Return the rows and columns of ``second`` after ``first``."""
-    middle = first.outputs
-    made, read = first.rows or (0, middle), second.cols or (0, middle)
-    low, high = max(made[0], read[0]), min(made[1], read[1])
-    if low >= high:
-        raise Vanishes("the second map reads only channels that the first does not write")
-    rows, cols = second.rows or (0, second.outputs), first.cols or (0, first.inputs)
-    if second.is_channelwise:
-        rows = (low - read[0] + rows[0], high - read[0] + rows[0])
-    if first.is_channelwise:
-        cols = (low - made[0] + cols[0], high - made[0] + cols[0])
-    return _span(rows, second.outputs), _span(cols, first.inputs)
-
-
-def _fit(outputs: int, inputs: int, rows: Span | None, cols: Span | None, inner: int) -> int:
-    """Return a group count that a map with these rows and columns has, itself in ``inner`` groups within them."""
-    rows, cols = rows or (0, outputs), cols or (0, inputs)
-    common = math.gcd(outputs, inputs)
-    for count in sorted(
-        {d for k in range(1, math.isqrt(common) + 1) if not common % k for d in (k, common // k)}, reverse=True
-    ):
-        height, width = outputs // count, inputs // count
-        cells = {rows[0] // height, (rows[1] - 1) // height, cols[0] // width, (cols[1] - 1) // width}
-        if len(cells) == 1:
-            filled = rows[1] - rows[0] == height and cols[1] - cols[0] == width
-            return count * inner if filled and not height % inner and not width % inner else count
-    return 1
 
 
 def _kernel_axis(taps: tuple[int, ...], stride: int, size: int, mode: Mode) -> tuple[int, int, int, int, int, int]:
@@ -316,7 +280,7 @@ def _kernel_axis(taps: tuple[int, ...], stride: int, size: int, mode: Mode) -> t
 
 @dataclass(frozen=True)
 class Map:
-    """A geometry with its weight, float64 of shape ``(outputs, inputs / group, *taps)``."""
+    """A geometry with its weight, float64 of shape ``(rows, columns / group, *taps)``."""
 
     geometry: Geometry
     weight: Array
@@ -346,30 +310,27 @@ class Map:
 
     def response(self, vector: Array) -> Array:
         """Return the result ``[outputs]`` for the image of constant value ``vector : [inputs]``, away from borders."""
-        g = self.geometry
+        blocks = self.geometry.blocks
         sums = self.weight.reshape(*self.weight.shape[:2], -1).sum(axis=2)
-        blocks = sums.reshape(g.group, g.outputs // g.group, g.inputs // g.group)
-        result: Array = np.matmul(blocks, vector.reshape(g.group, -1, 1)).reshape(-1)
+        sums = sums.reshape(blocks.group, blocks.height // blocks.group, -1)
+        columns = vector[slice(*blocks.cols)].reshape(blocks.group, -1, 1)
+        result: Array = np.zeros(self.geometry.outputs)
+        result[slice(*blocks.rows)] = np.matmul(sums, columns).reshape(-1)
         return result
 
     @cached_property
     def reads(self) -> NDArray[np.bool_]:
         """Which input channels have a non-zero weight, ``[inputs]``."""
-        g = self.geometry
-        blocks = self.weight.reshape(g.group, g.outputs // g.group, g.inputs // g.group, -1)
-        used: NDArray[np.bool_] = np.any(blocks, axis=(1, 3)).reshape(-1)
+        blocks = self.geometry.blocks
+        weight = self.weight.reshape(blocks.group, blocks.height // blocks.group, blocks.width // blocks.group, -1)
+        used: NDArray[np.bool_] = np.zeros(self.geometry.inputs, bool)
+        used[slice(*blocks.cols)] = np.any(weight, axis=(1, 3)).reshape(-1)
         return used
 
     @staticmethod
     def channels(geometry: Geometry, factor: float = 1.0) -> Map:
         """Return ``factor`` times the map that copies channels, for a geometry made by :meth:`Geometry.channels`."""
-        if geometry.is_diagonal:
-            return Map.identity(geometry.outputs, geometry.axes, factor)
-        weight = np.zeros(geometry.weight_shape)
-        rows, cols = geometry.rows or (0, geometry.outputs), geometry.cols or (0, geometry.inputs)
-        width = geometry.inputs // geometry.group
-        weight[np.arange(*rows), np.arange(*cols) % width] = factor
-        return Map(geometry, weight)
+        return Map(geometry, np.full(geometry.weight_shape, factor))
 
     def with_axes(self, axes: int) -> Map:
         """Return a pointwise map for another number of spatial axes."""
@@ -377,60 +338,74 @@ class Map:
         return self if geometry is self.geometry else Map(geometry, self.weight.reshape(geometry.weight_shape))
 
     def regrouped(self, group: int) -> Map:
-        """Return the same map written with fewer groups, or with more where the weights between them are zero.
+        """Return the same map written with fewer groups."""
+        return self.spread(replace(self.geometry.blocks, group=group))
 
-        One of the two counts divides the other.
-        """
-        g = self.geometry
-        if group == g.group:
+    @property
+    def reading_all(self) -> Map:
+        """The same map written so that it reads all inputs, as a convolution does."""
+        return self.spread(self.geometry.reading_all.blocks)
+
+    def spread(self, blocks: Blocks) -> Map:
+        """Return the same map written with other blocks, which hold its own."""
+        own = self.geometry.blocks
+        if own == blocks:
             return self
-        if group > g.group:
-            return self._split(group)
-        ratio = g.group // group
-        rows = np.arange(g.outputs)
-        weight = np.zeros((g.outputs, ratio, *self.weight.shape[1:]))
-        weight[rows, rows // (g.outputs // g.group) % ratio] = self.weight
-        geometry = replace(g, group=group)
-        return Map(geometry, weight.reshape(geometry.weight_shape))
+        geometry = self.geometry._with(blocks)
+        weight = np.zeros(geometry.weight_shape)
+        rows = np.arange(own.rows[0] - blocks.rows[0], own.rows[1] - blocks.rows[0])
+        cols = (own.starts - blocks.starts[rows])[:, None] + np.arange(own.width // own.group)
+        weight[rows[:, None], cols] = self.weight
+        return Map(geometry, weight)
 
-    def _split(self, group: int) -> Map:
-        """Return the same map written with more groups; weights between them are zero."""
-        g = self.geometry
-        ratio = group // g.group
-        rows = np.arange(g.outputs)
-        cut = self.weight.reshape(g.outputs, ratio, g.inputs // group, *self.weight.shape[2:])
-        return Map(replace(g, group=group), np.ascontiguousarray(cut[rows, rows // (g.outputs // group) % ratio]))
+    def part(self, blocks: Blocks) -> Array:
+        """Return the weight of some of the map's blocks, or (with one block) of a part of them."""
+        own = self.geometry.blocks
+        if own == blocks:
+            return self.weight
+        rows = np.arange(blocks.rows[0] - own.rows[0], blocks.rows[1] - own.rows[0])
+        columns = blocks.starts[:, None] + np.arange(blocks.width // blocks.group)
+        cols = columns - own.starts[rows][:, None]
+        present = (cols >= 0) & (cols < own.width // own.group)
+        found: Array = np.zeros((*cols.shape, *self.weight.shape[2:]))
+        at = np.nonzero(present)
+        found[at] = self.weight[rows[at[0]], cols[at]]
+        return found
 
     def plus(self, other: Map, lengths: Sequence[int] | None = None, same_grid: bool = False) -> Map:
         """Return the sum of two maps of one source; see :meth:`Geometry.plus`."""
         geometry = self.geometry.plus(other.geometry, lengths, same_grid)
         total = np.zeros(geometry.weight_shape)
         for part in (self, other):
-            total[_grid(part.geometry.taps, geometry.taps)] += part.regrouped(geometry.group).weight
+            total[_grid(part.geometry.taps, geometry.taps)] += part.spread(geometry.blocks).weight
         return Map(geometry, total)
 
     def after(self, first: Map) -> Map:
         """Return ``self`` applied to the result of ``first``; see :meth:`Geometry.after`."""
         b, a = self.geometry, first.geometry
         geometry = b.after(a)
-        if b.is_diagonal:
-            return Map(geometry, first.weight * self.weight.reshape(-1, *(1,) * (first.weight.ndim - 1)))
-        if a.is_diagonal:
-            factors = first.weight.reshape(b.group, 1, b.inputs // b.group, *(1,) * b.axes)
-            weight = self.weight.reshape(b.group, b.outputs // b.group, *self.weight.shape[1:]) * factors
-            return Map(geometry, weight.reshape(geometry.weight_shape))
-        groups = math.gcd(b.group, a.group)
-        middle = b.inputs // groups
-        outer = self.regrouped(groups).weight.reshape(groups, b.outputs // groups, middle, -1)
-        inner = first.regrouped(groups).weight.reshape(groups, middle, -1)
-        total = np.zeros((groups, b.outputs // groups, a.inputs // groups, *map(len, geometry.taps)))
+        meeting = b.blocks.meeting(a.blocks)
+        assert meeting is not None
+        second, inner = self.part(meeting[0]), first.part(meeting[1])
+        shape = geometry.weight_shape
+        if b.is_pointwise and meeting[0].is_diagonal:
+            return Map(geometry, inner * second.reshape(-1, *(1,) * (inner.ndim - 1)))
+        if a.is_pointwise and meeting[1].is_diagonal:
+            group = meeting[0].group
+            factors = inner.reshape(group, 1, -1, *(1,) * b.axes)
+            return Map(geometry, (second.reshape(group, -1, *second.shape[1:]) * factors).reshape(shape))
+        groups = geometry.group
+        outer = Map(b._with(meeting[0]), second).regrouped(groups).weight
+        outer = outer.reshape(groups, outer.shape[0] // groups, outer.shape[1], -1)
+        lower = Map(a._with(meeting[1]), inner).regrouped(groups).weight
+        lower = lower.reshape(groups, outer.shape[2], -1)
+        total = np.zeros((groups, shape[0] // groups, *shape[1:]))
         for index, tap in enumerate(product(*b.taps)):
-            part = np.matmul(np.ascontiguousarray(outer[..., index]), inner)
+            part = np.matmul(np.ascontiguousarray(outer[..., index]), lower)
             moved = tuple(tuple(s * u + v for v in t) for s, u, t in zip(a.stride, tap, a.taps, strict=True))
             place = (slice(None), *_grid(moved, geometry.taps))
             total[place] += part.reshape(*total.shape[:3], *map(len, a.taps))
-        common = replace(geometry, group=groups)
-        return Map(common, total.reshape(common.weight_shape)).regrouped(geometry.group)
+        return Map(geometry, total.reshape(shape))
 
     def trimmed(self) -> Map:
         """Return the map without the outermost taps that are zero for every channel."""
@@ -445,7 +420,7 @@ class Map:
         return Map(replace(self.geometry, taps=tuple(taps)), weight)
 
     def dense_kernel(self) -> Array:
-        """Return the weight spread over :attr:`Geometry.kernel`: ``(outputs, inputs / group, *kernel shape)``."""
+        """Return the weight spread over :attr:`Geometry.kernel`: ``(rows, columns / group, *kernel shape)``."""
         kernel = self.geometry.kernel
         grid = tuple(
             tuple(first + step * k for k in range(count))

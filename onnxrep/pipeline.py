@@ -268,8 +268,14 @@ def _facts(model: Model) -> list[Facts]:
     for scope in model.scopes:
         outer = known.get(id(scope.parent)) if scope.parent is not None else None
         graph = inferred.get(id(scope))
-        constants = Constants(scope, graph, outer.constants if outer else None)
-        shapes = Shapes(scope, constants, graph, outer.shapes if outer else None)
+        dims: dict[str, tuple[int, ...]] = {}
+        while True:  # a shape that is known makes constants of what is computed from it, and those make more shapes
+            constants = Constants(scope, graph, outer.constants if outer else None, dims)
+            shapes = Shapes(scope, constants, graph, outer.shapes if outer else None)
+            news = {n: d for n, d in shapes.newly_static() if n not in dims}
+            if not news:
+                break
+            dims |= news
         known[id(scope)] = Facts(scope, constants, shapes)
     return list(known.values())
 

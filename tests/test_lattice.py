@@ -36,9 +36,21 @@ def apply(map_, x, bias=None):
     return oracle.conv(inputs, attributes)
 
 
+def dense(map_):
+    """The weight of all channels, ``[outputs, inputs, *taps]``, block by block."""
+    g, w = map_.geometry, map_.weight
+    rows, cols = g.rows or (0, g.outputs), g.cols or (0, g.inputs)
+    tall, wide = (rows[1] - rows[0]) // g.group, (cols[1] - cols[0]) // g.group
+    total = np.zeros((g.outputs, g.inputs, *w.shape[2:]))
+    for k in range(g.group):
+        top, left = rows[0] + k * tall, cols[0] + k * wide
+        total[top : top + tall, left : left + wide] = w[k * tall : (k + 1) * tall]
+    return total
+
+
 def direct(map_, x):
     """The map's defining equation, position by position."""
-    g, w = map_.geometry, map_.regrouped(1).weight
+    g, w = map_.geometry, dense(map_)
     sizes = g.result(x.shape[2:])
     y = np.zeros((x.shape[0], g.outputs, *sizes))
     for place in np.ndindex(*sizes):
@@ -271,7 +283,7 @@ def test_matrices_are_maps_without_axes(channels, seed):
     second = map_of(([], [], [], [], []), 3, channels[0], 1, rng)
     x = rng.integers(-4, 5, (2, channels[1])).astype(float)
     assert border_fault(second, first, np.ones(channels[0])) is None
-    product = second.regrouped(1).weight @ first.regrouped(1).weight
+    product = dense(second) @ dense(first)
     assert np.array_equal(direct(second.after(first), x), x @ product.T)
 
 
@@ -281,9 +293,9 @@ def test_response_is_the_value_inside_a_constant_image(window, channels, seed):
     rng = np.random.default_rng(seed)
     map_ = map_of(window, *channels, rng)
     vector = rng.integers(-4, 5, channels[1]).astype(float)
-    dense = map_.regrouped(1).weight
-    assert np.array_equal(map_.response(vector), dense.reshape(*dense.shape[:2], -1).sum(2) @ vector)
-    read = np.any(dense.reshape(dense.shape[0], dense.shape[1], -1), axis=(0, 2))
+    full = dense(map_)
+    assert np.array_equal(map_.response(vector), full.reshape(*full.shape[:2], -1).sum(2) @ vector)
+    read = np.any(full.reshape(full.shape[0], full.shape[1], -1), axis=(0, 2))
     assert np.array_equal(map_.reads, read)
 
 
@@ -326,12 +338,15 @@ def test_picking_and_placing_channels(data, seed):
         return
     g = total.geometry
     assert np.array_equal(direct(total, x), expected)
-    dense = total.regrouped(1).weight
-    rows, cols = g.rows or (0, g.outputs), g.cols or (0, g.inputs)
-    outside = dense.copy()
-    outside[slice(*rows), slice(*cols)] = 0
-    assert not outside.any()
-    assert g.macs == g.kernel.taps * (rows[1] - rows[0]) * g.inputs / g.group
+    whole = total.reading_all
+    assert np.array_equal(dense(whole), dense(total))
+    assert whole.geometry.cols is None
+    assert g.macs == whole.weight[:, :, 0].size * g.kernel.taps
+    rows = slice(*(g.rows or (0, g.outputs)))
+    assert np.array_equal(apply(whole, x)[0], expected[0][rows])
+    vector = rng.integers(-4, 5, g.inputs).astype(float)
+    assert np.array_equal(total.response(vector), dense(total).sum(axis=2) @ vector)
+    assert np.array_equal(total.reads, np.any(dense(total), axis=(0, 2)))
 
 
 @settings(max_examples=200, deadline=None)
@@ -349,3 +364,22 @@ def test_split_convolve_concat_is_a_grouped_convolution(parts, width, height, se
     assert total.geometry.rows is None
     x = rng.integers(-4, 5, (1, parts * width, 5)).astype(float)
     assert np.array_equal(apply(total, x), direct(total, x))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), seeds)
+def test_sums_of_picked_and_placed_channels(data, seed):
+    """The sum of maps with any rows, columns and groups has the numbers of both."""
+    rng = np.random.default_rng(seed)
+    outputs, inputs = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 8))
+    maps = []
+    for _ in range(2):
+        top, left = data.draw(st.integers(0, outputs - 1)), data.draw(st.integers(0, inputs - 1))
+        height, width = data.draw(st.integers(1, outputs - top)), data.draw(st.integers(1, inputs - left))
+        place = Map.channels(Geometry.channels(outputs, height, (top, top + height), (0, height), 1))
+        pick = Map.channels(Geometry.channels(width, inputs, (0, width), (left, left + width), 1))
+        shared = [g for g in range(1, 9) if not height % g and not width % g]
+        middle = map_of(([1], [1], [0], [0], [1]), height, width, data.draw(st.sampled_from(shared)), rng)
+        maps.append(place.after(middle).after(pick))
+    total = maps[0].plus(maps[1])
+    assert np.array_equal(dense(total), dense(maps[0]) + dense(maps[1]))

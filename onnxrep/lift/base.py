@@ -81,6 +81,7 @@ class Lifted:
         kernels: how many kernels a runtime starts for the node.
         nodes: 1, or 0 for a node that only renames its input.
         biased: whether there may be a bias.
+        within: positions of other nodes that go with the node, where it stands for a whole chain.
         moves: whether the node only moves positions about (Reshape, Transpose): what is pointwise passes it.
     """
 
@@ -92,6 +93,7 @@ class Lifted:
     nodes: int = 1
     biased: bool = False
     moves: bool = False
+    within: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

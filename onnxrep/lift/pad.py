@@ -46,12 +46,15 @@ def lift_pad(node: gs.Node, facts: Facts, output: str) -> Lifted:
 
     def numbers() -> Form:
         filled = scalar if value is None else float(value.floats().reshape(()))
-        return frame(geometry, finite(np.full(channels, filled), "the value"))
+        map_ = Map(geometry, np.ones(geometry.weight_shape))
+        return frame(map_, finite(np.full(channels, filled), "the value"))
 
     return Lifted((Branch(source, geometry),), numbers, biased=value is not None or bool(scalar))
 
 
-def frame(geometry: Geometry, values: Array) -> Form:
-    """Return the form of an image set into a border of constant ``values : [channels]``."""
-    map_ = Map(geometry, np.ones(geometry.weight_shape))
-    return Form((map_,), values, (-values,)) if np.any(values) else Form((map_,), None)
+def frame(map_: Map, values: Array) -> Form:
+    """Return the form of an image moved by ``map_`` into a border of constant ``values : [inputs]``.
+
+    The map takes each output from one input with factor 1.
+    """
+    return Form((map_,), map_.response(values), (-values,)) if np.any(values) else Form((map_,), None)

@@ -13,10 +13,11 @@ from typing import TypeVar
 
 from onnxrep.lattice import Geometry, Inexact, NotAligned, Vanishes
 from onnxrep.lift import Branch, Layout, Lifted
+from onnxrep.lift.rearrange import serves
 from onnxrep.plan.records import Origin, Step
 from onnxrep.plan.views import View, Views
 from onnxrep.price import Price
-from onnxrep.shapes import Shape, lengths_of
+from onnxrep.shapes import Dim, Shape
 
 LARGEST_REGION = 1 << 16
 """Nodes that one region may hold; a longer chain is folded in several rounds."""
@@ -35,7 +36,7 @@ class Entry:
         unit: the factor if the map copies channels by construction, else None.
         macs: arithmetic of the ops on the way.
         reader: the view whose op reads the value.
-        chain: positions of the movements (Reshape, Transpose) on the way, from the output down.
+        chain: results of the movements (Reshape, Transpose) on the way, from the output down.
         grids: positions of the Concats on the way.
     """
 
@@ -44,7 +45,7 @@ class Entry:
     unit: float | None = 1.0
     macs: float = 0.0
     reader: View | None = None
-    chain: tuple[int, ...] = ()
+    chain: tuple[View, ...] = ()
     grids: frozenset[int] = frozenset()
 
     @property
@@ -61,6 +62,7 @@ class Expansion:
         expanded: the views looked through, root first.
         leaves: origin -> the ways in which the output depends on it.
         spent: what the original nodes cost.
+        costs: the same for each view.
         above: view -> unit of the map from its value to the output.
         parents: view -> the views that read it.
         openable: views below a convolution that could be looked through, with positions per position of the output.
@@ -73,6 +75,7 @@ class Expansion:
     expanded: list[View] = field(default_factory=list)
     leaves: dict[Origin, list[Entry]] = field(default_factory=dict)
     spent: Price = field(default_factory=Price)
+    costs: dict[View, Price] = field(default_factory=dict)
     above: dict[View, float | None] = field(default_factory=dict)
     parents: dict[View, list[View | None]] = field(default_factory=dict)
     openable: dict[View, float] = field(default_factory=dict)
@@ -129,13 +132,15 @@ class Expander:
         share *= self._views.shared.get(view, 1.0)
         result.shares[view] = share
         coarser = joined.geometry.coarsening if joined.geometry else 1.0
-        result.spent += Price(lifted.macs * coarser * share, lifted.kernels * share, lifted.nodes * share)
+        cost = Price(lifted.macs * coarser * share, lifted.kernels * share, lifted.nodes * share)
+        result.costs[view] = cost
+        result.spent += cost
         if lifted.biased:
             result.biases.append(joined.geometry.rows if joined.geometry else None)
         position = self._views.position(view[0])
         result.values.add(view[0])
         if all(name in result.values for name in self._views.outputs_in_use(position)):
-            result.inside.add(position)
+            result.inside.update((position, *lifted.within))
 
     def _enters(
         self,
@@ -157,15 +162,7 @@ class Expander:
     def _is_read_inside(self, value: str, inside: set[int]) -> bool:
         """Whether all readers of a value are in the region; a Shape that only serves Reshapes in it does not count."""
         readers = self._scope.readers.get(value, ())
-        return all(r in inside or self._only_shapes(r, inside) for r in readers)
-
-    def _only_shapes(self, reader: int, inside: set[int]) -> bool:
-        """Whether a node takes the shape of a value for nodes in the region alone."""
-        node = self._scope.nodes[reader]
-        if node.op != "Shape" or node.outputs[0].name in self._scope.pinned:
-            return False
-        users = self._scope.readers.get(node.outputs[0].name, ())
-        return bool(users) and all(user in inside for user in users)
+        return all(r in inside or serves(r, inside, self._views.facts) for r in readers)
 
     def join(self, view: View, entries: list[Entry]) -> Entry:
         """Return the sum of all ways in which the output depends on a value.
@@ -174,7 +171,7 @@ class Expander:
             NotAligned: they cannot be summed.
         """
         first, *rest = entries
-        lengths = lengths_of(self._shapes.of(view[0]))
+        lengths = self._views.lengths(view)
         for entry in rest:
             if first.geometry is None or entry.geometry is None or first.chain != entry.chain:
                 raise NotAligned("the value is read before and after it was moved")
@@ -208,7 +205,7 @@ class Expander:
             if geometry is not None and not geometry.is_pointwise:
                 raise Inexact("a map that reads neighbours does not pass a reshape or transpose")
             geometry = geometry or branch.geometry
-            return replace(entry, geometry=geometry, reader=view, chain=(*entry.chain, position))
+            return replace(entry, geometry=geometry, reader=view, chain=(*entry.chain, view))
         if entry.chain and not branch.geometry.is_pointwise:
             raise Inexact("a map that reads neighbours does not pass a reshape or transpose")
         if geometry is None:
@@ -232,7 +229,7 @@ class Expander:
         }
 
     def origins(
-        self, root: View, waiting: Mapping[View, list[_T]], chain_of: Callable[[_T], tuple[int, ...]]
+        self, root: View, waiting: Mapping[View, list[_T]], chain_of: Callable[[_T], tuple[View, ...]]
     ) -> dict[Origin, list[_T]]:
         """Return what waits per origin; values that are certainly equal are taken together under one of their names.
 
@@ -241,7 +238,7 @@ class Expander:
         alike: dict[tuple[str, Layout, tuple[Step, ...]], list[tuple[str, _T, int]]] = {}
         for (value, layout), items in waiting.items():
             for item in items:
-                steps, after = self.steps_of(value, chain_of(item))
+                steps, after = self.steps_of((value, layout), chain_of(item))
                 key = (self._views.equals.representative(value), layout, steps)
                 alike.setdefault(key, []).append((value, item, after))
         result: dict[Origin, list[_T]] = {}
@@ -257,16 +254,18 @@ class Expander:
         assert lifted is not None
         return lifted.branches[0].geometry.axes
 
-    def steps_of(self, value: str, chain: tuple[int, ...]) -> tuple[tuple[Step, ...], int]:
+    def steps_of(self, view: View, chain: tuple[View, ...]) -> tuple[tuple[Step, ...], int]:
         """Return the movements from a value up to the root in normal form, and the position behind the last of them.
 
-        Reshapes in a row are one, Transposes in a row are one, and what cancels is none.
+        Reshapes in a row are one, Transposes in a row are one, and what cancels is none. The maps on the way may change
+        the number of channels; all movements are stated for those of the value.
         """
         moves: list[_Move] = []
-        before = self._shapes.of(value)
-        for position in reversed(chain):
-            node = self._scope.nodes[position]
-            shape = self._shapes.of(node.outputs[0].name)
+        before = self._shapes.of(view[0])
+        channels = None if before is None else _channels(before, view[1])
+        for result in reversed(chain):
+            node = self._scope.nodes[self._views.position(result[0])]
+            shape = _with_channels(self._shapes.of(result[0]), result[1], channels)
             order: tuple[int, ...] = ()
             if node.op == "Transpose":
                 order = tuple(node.attrs.get("perm") or reversed(range(len(shape or ()))))
@@ -276,7 +275,21 @@ class Expander:
         for order, shape in moves:
             steps.append(Step(order) if order else Step((), target(before, shape)))
             before = shape
-        return tuple(steps), max(chain, default=-1)
+        return tuple(steps), max((self._views.position(v) for v, _ in chain), default=-1)
+
+
+def _channels(shape: Shape, layout: Layout) -> Dim:
+    """Return the number of channels of a value in a layout."""
+    return layout.size if layout.kind == "flat" else shape[1] if layout.kind == "first" else shape[-1]
+
+
+def _with_channels(shape: Shape | None, layout: Layout, channels: Dim | None) -> Shape | None:
+    """Return a shape with another number of channels; None if it cannot be told."""
+    if shape is None or channels is None or _channels(shape, layout) == channels:
+        return shape
+    if layout.kind == "flat":
+        return None
+    return (shape[0], channels, *shape[2:]) if layout.kind == "first" else (*shape[:-1], channels)
 
 
 _Move = tuple[tuple[int, ...], Shape | None]

@@ -10,7 +10,6 @@ from onnxrep.plan.records import Refusal
 from onnxrep.plan.search import Solution
 from onnxrep.plan.views import View, Views
 from onnxrep.reasons import SILENT
-from onnxrep.shapes import lengths_of
 
 _LONGEST_BRANCH = 64
 _ANCHORS = ("Conv", "ConvTranspose")
@@ -36,7 +35,7 @@ class Explainer:
         position = self._views.position(root[0])
         for origin, parts in solution.whole_parts.items():
             anchored = [p for p in parts if p.anchors]
-            lengths = None if origin.steps else lengths_of(self._views.facts.shapes.of(origin.value))
+            lengths = None if origin.steps else self._views.lengths((origin.value, root[1]))
             for first, second in pairwise(anchored):
                 if first.geometry.rows != second.geometry.rows:
                     continue

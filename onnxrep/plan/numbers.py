@@ -14,7 +14,6 @@ from onnxrep.plan.records import Origin, Region, Summand
 from onnxrep.plan.search import Solution
 from onnxrep.plan.views import View, Views
 from onnxrep.price import KERNEL
-from onnxrep.shapes import lengths_of
 
 _FRAME_ROUNDINGS = 8.0
 """A border value and the bias that it must equal may differ by this many roundings of their summands."""
@@ -42,7 +41,7 @@ class _Pool:
     Attributes:
         view: the value, or where that was not looked through the one whose op reads it: not to be looked through if
             the shifts cannot be had.
-        value: its name.
+        source: the value in its layout.
         map: over the value; None for the region's output itself.
         total: the sum of all shifts, ``[channels]``, or None for zero.
         sizes: magnitudes of the summands, kept where a border's value is among them.
@@ -50,7 +49,7 @@ class _Pool:
     """
 
     view: View
-    value: str
+    source: View
     map: Map | None
     total: Array | None = None
     sizes: Array | None = None
@@ -74,7 +73,7 @@ class _Leaf:
 
     map: Map | None
     links: list[tuple[_Pool, Map | None]]
-    chain: tuple[int, ...] = ()
+    chain: tuple[View, ...] = ()
     fill: float | None = None
 
 
@@ -115,7 +114,7 @@ class Evaluator:
             root[0],
             root[1],
             tuple(sorted(expansion.inside - shared)),
-            tuple(sorted({self._views.position(v) for v, _ in expansion.expanded})),
+            tuple(sorted(expansion.inside | {self._views.position(v) for v, _ in expansion.expanded})),
             tuple(segments),
             bias,
             "merge" if sums > sum(len(found) for _, found in segments) - 1 else "fuse",
@@ -126,7 +125,8 @@ class Evaluator:
     def _summand(self, origin: Origin, members: tuple[int, ...], leaves: list[_Leaf], solution: Solution) -> Summand:
         """Return the sum of some leaves of one origin."""
         entries = solution.expansion.leaves[origin]
-        lengths = None if origin.steps else lengths_of(self._shapes.of(origin.value))
+        layout = solution.expansion.expanded[0][1]
+        lengths = None if origin.steps else self._views.lengths((origin.value, layout))
         total = leaves[members[0]].map
         assert total is not None
         grids = entries[members[0]].grids
@@ -148,7 +148,7 @@ class Evaluator:
 
     def _evaluate(self, root: View, solution: Solution) -> tuple[dict[Origin, list[_Leaf]], Array | None]:
         """Return the maps of the leaves, in the order of the expansion's, and the one bias of the region."""
-        pools = [_Pool(root, root[0], None)]
+        pools = [_Pool(root, root, None)]
         expanded = set(solution.expansion.expanded)
         waiting: dict[View, list[_Leaf]] = {root: [_Leaf(None, [(pools[0], None)])]}
         for view in solution.expansion.expanded:
@@ -165,7 +165,7 @@ class Evaluator:
             for index, branch in enumerate(lifted.branches):
                 below = (branch.source, branch.layout or view[1])
                 if lifted.moves:
-                    entry = _Leaf(top.map, top.links, (*top.chain, self._views.position(view[0])))
+                    entry = _Leaf(top.map, top.links, (*top.chain, view))
                     if top.map is None:
                         entry.map = form.maps[0]
                 else:
@@ -184,7 +184,7 @@ class Evaluator:
     def _joined(self, view: View, found: list[_Leaf]) -> _Leaf:
         """Return the sum of the maps over one value."""
         first, *rest = found
-        lengths = lengths_of(self._shapes.of(view[0]))
+        lengths = self._views.lengths(view)
         total, links = first.map, list(first.links)
         for other in rest:
             assert total is not None
@@ -212,7 +212,7 @@ class Evaluator:
         outer = top.map
         if outer is not None:
             outer = outer.with_axes(inner.geometry.axes)
-            fault = border_fault(outer, inner, None, lengths_of(self._shapes.of(below[0])))
+            fault = border_fault(outer, inner, None, self._views.lengths(below))
             if fault is not None:
                 raise Blocked(view, Decline("border", fault))
         try:
@@ -226,7 +226,7 @@ class Evaluator:
                 links.append((pool, step))
             return _Leaf(whole, links, top.chain)
         culprit = below if below in expanded else view
-        pool = _Pool(culprit, below[0], whole, offset, None if offset is None else np.abs(offset))
+        pool = _Pool(culprit, below, whole, offset, None if offset is None else np.abs(offset))
         pools.append(pool)
         return _Leaf(whole, [(pool, None)], top.chain)
 
@@ -251,12 +251,12 @@ class Evaluator:
         """
         assert pool.map is not None
         assert pool.total is not None
-        if not reads_outside(pool.map, lengths_of(self._shapes.of(pool.value))):
+        if not reads_outside(pool.map, self._views.lengths(pool.source)):
             return True
         read = np.abs(pool.total[pool.map.reads])
         if pool.sizes is None:
             return not np.any(read)
-        roundoff = _ROUNDOFF.get(self._shapes.type_of(pool.value), 2.0**-24)
+        roundoff = _ROUNDOFF.get(self._shapes.type_of(pool.source[0]), 2.0**-24)
         return bool(np.all(read <= _FRAME_ROUNDINGS * roundoff * pool.sizes[pool.map.reads]))
 
     def _filled(self, pool: _Pool) -> bool:

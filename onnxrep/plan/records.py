@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnxrep.lattice import Array, Map, Span
+from onnxrep.grouping import Span
+from onnxrep.lattice import Array, Map
 from onnxrep.lift import Layout
 from onnxrep.price import Price
 

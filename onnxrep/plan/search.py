@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from onnxrep.lattice import Span
+from onnxrep.grouping import Span
+from onnxrep.lift import Layout
 from onnxrep.plan.expansion import Entry, Expander, Expansion
 from onnxrep.plan.records import Origin
 from onnxrep.plan.views import View, Views
 from onnxrep.price import KERNEL, Part, Price, cover
-from onnxrep.shapes import lengths_of
 
 _LOOKAHEAD = 4
 
@@ -65,26 +65,47 @@ class Searcher:
         improved = True
         while improved:
             improved = False
-            for view in sorted(best.whole.openable):
-                better = self._opened(root, best, view, tried)
+            for views in self._moves(best):
+                better = self._opened(root, best, views, tried)
                 if better is not None:
                     best, improved = better, True
                     break
         self._solutions[root] = best
         return best
 
-    def _opened(self, root: View, best: Solution, view: View, tried: set[frozenset[View]]) -> Solution | None:
-        """Return a better solution that opens a view, and perhaps what lies behind it."""
+    def _moves(self, best: Solution) -> list[frozenset[View]]:
+        """Return what to open next: all that reads one value together, then each view by itself."""
+        by_source: dict[str, set[View]] = {}
+        for view in best.whole.openable:
+            lifted = self._views.lifted(view)
+            assert lifted is not None
+            if len(lifted.branches) == 1 and not lifted.anchor:
+                by_source.setdefault(lifted.branches[0].source, set()).add(view)
+        together = [frozenset(views) for _, views in sorted(by_source.items()) if len(views) > 1]
+        return together + [frozenset((view,)) for view in sorted(best.whole.openable)]
+
+    def _opened(
+        self, root: View, best: Solution, views: frozenset[View], tried: set[frozenset[View]]
+    ) -> Solution | None:
+        """Return a better solution that opens some views, and perhaps what lies behind them."""
         trial, opened = best, best.opened
         for _ in range(_LOOKAHEAD):
-            opened = opened | {view} | (trial.whole.openable.keys() - best.whole.openable.keys())
+            opened = opened | views | (trial.whole.openable.keys() - best.whole.openable.keys())
             if opened in tried:
                 return None
             tried.add(opened)
             trial = self._evaluate(root, opened)
-            if trial.folds and trial.total.beats(best.total):
+            if trial.folds and trial.total.beats(best.total + self._left_out(best, trial)):
                 return trial
         return None
+
+    def _left_out(self, best: Solution, trial: Solution) -> Price:
+        """Return what the views cost that a trial looks through and that the best solution so far does not count."""
+        counted = set(best.whole.costs) | set(best.whole.openable)
+        for view in best.whole.openable:
+            if view in self._solutions:
+                counted.update(self._solutions[view].whole.expanded)
+        return sum((cost for view, cost in trial.whole.costs.items() if view not in counted), start=Price())
 
     def _evaluate(self, root: View, opened: frozenset[View]) -> Solution:
         """Expand, cover, close what does not join, and price the result."""
@@ -110,21 +131,21 @@ class Searcher:
     def _priced(self, root: View, opened: frozenset[View], closed: frozenset[View]) -> Solution:
         """Return one expansion with its price."""
         expansion = self._expander.expand(root, opened, closed)
-        parts = {origin: self._cover(origin, entries) for origin, entries in expansion.leaves.items()}
+        parts = {origin: self._cover(origin, entries, root[1]) for origin, entries in expansion.leaves.items()}
         segments = self._segments(root, parts)
         price = Price() if segments is None else self._price(root, expansion, segments)
         anchored = any(e.anchors for entries in expansion.leaves.values() for e in entries)
         folds = anchored and segments is not None and price.beats(expansion.spent)
         return Solution(expansion, parts, segments, opened, price, price, folds, expansion, parts)
 
-    def _cover(self, origin: Origin, entries: Sequence[Entry]) -> list[Part]:
+    def _cover(self, origin: Origin, entries: Sequence[Entry], layout: Layout) -> list[Part]:
         """Return the kernels that the maps of one origin become."""
         single = [
             Part(e.geometry, e.anchors, e.unit, (i,), e.grids, 0.0 if e.anchors else e.macs)
             for i, e in enumerate(entries)
             if e.geometry is not None
         ]
-        lengths = None if origin.steps else lengths_of(self._shapes.of(origin.value))
+        lengths = None if origin.steps else self._views.lengths((origin.value, layout))
         return cover(single, lengths)
 
     def _segments(self, root: View, parts: Parts) -> Segments | None:

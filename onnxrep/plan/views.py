@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import onnx_graphsurgeon as gs
+
 from onnxrep.equality import EqualValues
 from onnxrep.fusions import claimed
 from onnxrep.graph import DEFAULT_DOMAINS
 from onnxrep.lift import FIRST, LAST, Decline, Facts, Layout, Lifted, lifts
 from onnxrep.lift.base import suffix
+from onnxrep.lift.rearrange import Rearranger, is_mover
+from onnxrep.shapes import lengths_of
 
 View = tuple[str, Layout]
 """A value, looked at in a layout."""
@@ -24,6 +28,7 @@ class Views:
         self.facts, self.scope = facts, facts.scope
         self.equals = EqualValues(self.scope)
         self.declined: dict[View, Decline] = {}
+        self._rearranger = Rearranger(facts)
         self._lifted: dict[View, Lifted | None] = {}
         self._blocked: set[View] = set()
         self._fused = claimed(self.scope, facts.constants)
@@ -38,18 +43,23 @@ class Views:
         sizes = {size for node in self.scope.nodes if node.op == "Conv" for size in [self._flat_size(node)] if size}
         return found + [Layout("flat", size) for size in sorted(sizes)]
 
-    def _flat_size(self, node: object) -> int:
+    def _flat_size(self, node: gs.Node) -> int:
         """Return the channels of a Conv on images of one pixel that were an image of several before a Reshape, or 0."""
-        shape = self.facts.shapes.of(node.inputs[0].name)  # type: ignore[attr-defined]
+        shape = self.facts.shapes.of(node.inputs[0].name)
         if shape is None or len(shape) != 4 or shape[2:] != (1, 1) or not isinstance(shape[1], int):
             return 0
-        position = self.scope.producer.get(node.inputs[0].name)  # type: ignore[attr-defined]
+        position = self.scope.producer.get(node.inputs[0].name)
         if position is None or self.scope.nodes[position].op != "Reshape":
             return 0
         before = self.facts.shapes.of(self.scope.nodes[position].inputs[0].name)
         if before is None or len(before) < 4 or (suffix(before, shape[1]) or 0) < 3:
             return 0
         return shape[1]
+
+    def lengths(self, view: View) -> tuple[int, ...] | None:
+        """Return the spatial sizes of a value if all are static; None also where the layout has no spatial axes."""
+        value, layout = view
+        return lengths_of(self.facts.shapes.of(value)) if layout == FIRST else None
 
     def position(self, value: str) -> int:
         """Return the position of the node that makes a value, -1 for none in this scope."""
@@ -68,6 +78,14 @@ class Views:
         if position < 0 or position in self._fused:
             return None
         node = self.scope.nodes[position]
+        plain = self._lift_one(node, position, view)
+        if layout == FIRST and is_mover(node):
+            return self._rearranger.lift(value, plain) or plain
+        return plain
+
+    def _lift_one(self, node: gs.Node, position: int, view: View) -> Lifted | None:
+        """Lift a node by itself, or note why not."""
+        value, layout = view
         lift = lifts(layout).get(node.op)
         if lift is None or node.domain not in DEFAULT_DOMAINS:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import onnx
@@ -16,7 +17,7 @@ _SAME = (
 )
 _SAME += " Identity Cast Dropout BatchNormalization InstanceNormalization LayerNormalization GroupNormalization LRN Neg"
 _SAME += " Abs Sqrt Reciprocal Exp Log Floor Ceil Round Sign Softmax LogSoftmax ThresholdedRelu LpNormalization CumSum"
-_SAME += " RMSNormalization Sin Cos Not IsNaN QuantizeLinear DequantizeLinear Shrink"
+_SAME += " ScatterND RMSNormalization Sin Cos Not IsNaN QuantizeLinear DequantizeLinear Shrink"
 SAME = frozenset(_SAME.split())
 """Ops whose first output has the shape of their first input."""
 
@@ -33,10 +34,11 @@ _ENLARGING = (("strides", 1), ("dilations", 1), ("output_padding", 0))
 
 _WITH_WEIGHTS = WINDOWS | {"ConvTranspose"}
 _RESHAPES = frozenset(("Flatten", "Reshape", "Squeeze", "Unsqueeze"))
-_VECTORS = frozenset(("Shape", "Gather", "Cast", "Identity", "Concat", "Slice", *_RESHAPES))
+_ARITHMETIC = frozenset(("Add", "Sub", "Mul", "Div"))
+_VECTORS = frozenset(("Shape", "Gather", "Cast", "Identity", "Concat", "Slice", *_RESHAPES, *_ARITHMETIC))
 
 FOLLOWED = SAME | BROADCAST | WINDOWS | _RESHAPES | {"Concat", "Gather", "Pad", "Shape", "Slice"}
-FOLLOWED |= {"SpaceToDepth", "Split", "Transpose", "ConvTranspose", "MatMul", "Gemm"}
+FOLLOWED |= {"SpaceToDepth", "DepthToSpace", "ScatterND", "Split", "Transpose", "ConvTranspose", "MatMul", "Gemm"}
 FOLLOWED |= {"GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceSum"}
 
 
@@ -72,6 +74,16 @@ class Shapes:
         if name in self._shapes or self._scope.defines(name) or self._outer is None:
             return self._shapes.get(name)
         return self._outer.of(name)
+
+    def newly_static(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yield values with known sizes whose Shape does not count as a constant yet."""
+        for node in self._scope.nodes:
+            if node.op != "Shape" or node.domain not in DEFAULT_DOMAINS or self._constants.has(node.outputs[0].name):
+                continue
+            name = node.inputs[0].name
+            shape = self.of(name) if self.type_of(name) else None
+            if shape is not None and all(isinstance(d, int) for d in shape):
+                yield name, tuple(d for d in shape if isinstance(d, int))
 
     def type_of(self, name: str) -> int:
         """Return a value's element type, 0 if unknown."""
@@ -219,6 +231,8 @@ class Shapes:
         if node.op == "Shape":
             shape = self.of(node.inputs[0].name)
             return None if shape is None else shape[slice(node.attrs.get("start", 0), node.attrs.get("end"))]
+        if node.op in _ARITHMETIC:
+            return _calculated(node.op, *(self.vector(v.name) for v in node.inputs))
         parts = [self.vector(v.name) for v in node.inputs[: None if node.op == "Concat" else 1]]
         if any(p is None for p in parts):
             return None
@@ -271,6 +285,32 @@ class Shapes:
             known = self._shapes.get(output.name)
             here = known[axis] if known is not None and len(known) == len(first) else Size((output.name, axis))
             self._shapes[output.name] = tuple(here if i == axis else d for i, d in enumerate(first))
+
+
+def _calculated(op: str, first: tuple[Dim, ...] | None, second: tuple[Dim, ...] | None) -> tuple[Dim, ...] | None:
+    """Return what integer arithmetic makes of two vectors; one operand of each pair must be a known number."""
+    if first is None or second is None or (len(first) != len(second) and 1 not in (len(first), len(second))):
+        return None
+    count = max(len(first), len(second))
+    results = []
+    for a, b in zip(first * (count // len(first)), second * (count // len(second)), strict=True):
+        size, number = (b, a) if isinstance(a, int) and op in ("Add", "Mul") else (a, b)
+        if not isinstance(number, int) or (op == "Div" and number < 1):
+            return None
+        results.append(_with_number(op, size, number))
+    return None if None in results else tuple(r for r in results if r is not None)
+
+
+def _with_number(op: str, size: Dim, number: int) -> Dim | None:
+    """Return a size plus, minus, times or divided by a number; sizes are not negative, so that division is floor."""
+    if op == "Mul":
+        return product_of((size, number))
+    if op == "Div":
+        if isinstance(size, int):
+            return size // number if size >= 0 else None
+        return size.through(number, -number)
+    change = number if op == "Add" else -number
+    return size + change if isinstance(size, int) else size.through(1, change - 1)
 
 
 def _joined(node: Any, first: Shape, shapes: list[Shape | None]) -> Shape:

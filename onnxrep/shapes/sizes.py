@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -19,6 +20,15 @@ class Size:
         """Return the size after one more map with this stride and size constant."""
         return Size(self.base, self.stride * stride, self.size + self.stride * (1 + size))
 
+    def number(self, known: Mapping[Hashable, int]) -> int:
+        """Return the size for known base sizes; KeyError if the base is another one."""
+        base = self.base
+        if isinstance(base, Product):
+            length = base.times * math.prod(s.number(known) for s in base.sizes)
+        else:
+            length = known[base]
+        return (length + self.size) // self.stride + 1
+
 
 Dim = int | Size
 Shape = tuple[Dim, ...]
@@ -28,13 +38,13 @@ def _factors(dim: Dim) -> tuple[int, Counter[Size]]:
     """Return a size as a number times named sizes."""
     if isinstance(dim, int):
         return dim, Counter()
-    if isinstance(dim.base, _Product) and (dim.stride, dim.size) == (1, -1):
+    if isinstance(dim.base, Product) and (dim.stride, dim.size) == (1, -1):
         return dim.base.times, Counter(dim.base.sizes)
     return 1, Counter([dim])
 
 
 @dataclass(frozen=True)
-class _Product:
+class Product:
     """The product of a number and sizes that are only named, in a fixed order."""
 
     times: int
@@ -55,7 +65,7 @@ def product_of(dims: Sequence[Dim], over: Sequence[Dim] = ()) -> Dim | None:
     if not sizes:
         return times
     left = sorted(sizes.elements(), key=repr)
-    return left[0] if times == 1 and len(left) == 1 else Size(_Product(times, tuple(left)))
+    return left[0] if times == 1 and len(left) == 1 else Size(Product(times, tuple(left)))
 
 
 def resolved(shape: Shape, target: Sequence[Dim]) -> Shape | None:
