@@ -114,8 +114,12 @@ class Searcher:
         best = self._priced(root, opened, closed) if closed else whole
         if not best.folds and whole.folds:
             best = whole  # nothing joins, but a scale or shift finds a convolution to vanish into
-        spent = whole.expansion.spent
-        cost = spent if whole.segments is None or spent.beats(whole.price) else whole.price
+        cost = best.price if best.folds else best.expansion.spent
+        for view, price in whole.expansion.costs.items():
+            if view not in best.expansion.costs:
+                cost += price
+        if whole.segments is not None and whole.price.beats(cost):
+            cost = whole.price
         for view, positions in whole.expansion.openable.items():
             cost += self._own(view).at(positions)
         return replace(best, total=cost, whole=whole.expansion, whole_parts=whole.parts)
