@@ -54,6 +54,9 @@ fuzz: env ## 100,000 random regions, and many more examples of each property (ab
 	HYPOTHESIS_PROFILE=fuzz ONNXREP_REGIONS=100000 ONNXREP_REGIONS_START=100000 \
 		$(BIN)/python -m pytest tests/test_regions.py tests/test_lattice.py
 
+blocks: env ## write docs/blocks.md anew from the catalogue
+	$(BIN)/python -m models.blocks.table
+
 golden: env ## write the golden texts anew; review the difference
 	ONNXREP_GOLDEN=write $(BIN)/python -m pytest tests/test_golden.py
 	git diff --stat tests/golden
@@ -61,4 +64,4 @@ golden: env ## write the golden texts anew; review the difference
 clean: ## remove what make made
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help env demo test lint types layers unit zoo fuzz golden clean
+.PHONY: help env demo test lint types layers unit zoo fuzz blocks golden clean

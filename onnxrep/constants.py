@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxrep.files import array
 from onnxrep.graph import DEFAULT_DOMAINS, Scope
 
+_MOST_GROWTH, _SMALL = 4, 1 << 16
 MEMORY_LIMIT = 1 << 28
 """Bytes that one computed constant may take."""
 
@@ -33,6 +34,12 @@ _MATHS += " Not MatMul Gemm Einsum Conv ReduceSum ReduceMean ReduceProd ReduceMa
 _MATHS += " BatchNormalization"
 EVALUABLE = frozenset(f"{_MOVES} {_MATHS}".split())
 """Deterministic ops of the default domain that are worth evaluating on constants."""
+
+
+_CARRIERS = frozenset(
+    "Identity Reshape Flatten Squeeze Unsqueeze Transpose Cast CastLike Expand Shape Constant".split()
+)
+"""Ops that only hand a constant on: nothing is won by storing what they make."""
 
 
 class Constant:
@@ -115,6 +122,30 @@ class Constants:
         if name in self._derivable or self._scope.initializer(name) is not None:
             return True
         return not self._scope.defines(name) and self._outer is not None and self._outer.has(name)
+
+    def generators(self, name: str) -> list[int]:
+        """Return the positions of the nodes of this scope that calculate a constant.
+
+        None if it is only handed on, or has many more elements than what it is calculated from: better not stored.
+        """
+        found: set[int] = set()
+        stack, seen, elements = [name], {name}, 0
+        while stack:
+            value = stack.pop()
+            position = self._scope.producer.get(value)
+            if position is None or self._scope.nodes[position].op == "Constant":
+                leaf = self.get(value)
+                elements += math.prod(leaf.dims) if leaf is not None else 0
+                continue
+            found.add(position)
+            inputs = {v.name for v in self._scope.nodes[position].inputs if v.name} - seen
+            seen |= inputs
+            stack.extend(inputs)
+        calculated = any(self._scope.nodes[p].op not in _CARRIERS for p in found)
+        result = self.get(name) if calculated else None
+        if result is None or math.prod(result.dims) > max(_MOST_GROWTH * elements, _SMALL):
+            return []
+        return sorted(found)
 
     def get(self, name: str) -> Constant | None:
         """Return a constant, or None if the value depends on data (or is too large to compute)."""

@@ -83,6 +83,7 @@ class Geometry:
         mode: see :data:`Mode`.
         rows, cols: the only outputs and inputs with non-zero weights; None for all. A Slice of channels has ``cols``, a
             Concat ``rows``.
+        tiles: whether lengths are multiples of the stride in every run (SpaceToDepth): nothing is left over at the end.
 
     """
 
@@ -95,6 +96,7 @@ class Geometry:
     mode: Mode = "conv"
     rows: Span | None = None
     cols: Span | None = None
+    tiles: bool = False
 
     @staticmethod
     def channels(outputs: int, inputs: int, rows: Span, cols: Span, axes: int) -> Geometry:
@@ -497,7 +499,7 @@ def border_fault(second: Map, first: Map, bias: Array | None, lengths: Sequence[
             continue
         stride, size = a.stride[axis], a.size[axis]
         low, high = tb[0] < 0, b.size[axis] + tb[-1] >= 0
-        gone = size + 1 + ta[0] >= 0
+        gone = size + 1 + ta[0] >= 0 or (a.tiles and ta[0] >= 0)
         if lengths is not None:
             inside = positions(lengths[axis], stride, size)
             last = positions(inside, b.stride[axis], b.size[axis]) - 1

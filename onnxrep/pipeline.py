@@ -240,20 +240,25 @@ def fold(
         return [], [records.Refusal(node, "", "old-opset", reasons.REASONS["old-opset"], detail)]
     folds: list[records.Fold] = []
     refusals: list[records.Refusal] = []
+    names: set[tuple[str, str]] = set()
     for count in range(1, _MOST_ROUNDS + 1):
         with clock.stage("view"):
             model = Model(proto, folder, LIFTED | FOLLOWED)
             every = _facts(model)
         edits: list[tuple[Scope, Edit]] = []
-        if count > 1:  # the names of what is left are those of the input
-            present = {(s.label, s.node_label(p)) for s in model.scopes for p in range(len(s.nodes))}
-            refusals = [r for r in refusals if (r.scope, r.node.name) in present]
+        present = {(s.label, s.node_label(p)) for s in model.scopes for p in range(len(s.nodes))}
+        names = names or present
+        refusals = [r for r in refusals if (r.scope, r.node.name) in present]
         with clock.stage("plan"):
             for facts in every:
                 new_edits, new_folds, new_refusals = _plan(facts, count)
                 edits += new_edits
                 folds += new_folds
-                refusals += new_refusals if count == 1 else []
+                said = {(r.scope, r.node, r.code) for r in refusals}
+                for refusal in new_refusals:  # in the names of the input, of which those of what is left are a part
+                    known = (refusal.scope, refusal.node.name) in names
+                    if known and (refusal.scope, refusal.node, refusal.code) not in said:
+                        refusals.append(refusal)
         if not edits:
             break
         with clock.stage("commit"):

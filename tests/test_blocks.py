@@ -1,15 +1,16 @@
-"""The five systems that must be replaced completely: every variation becomes one convolution per block."""
+"""The catalogue of blocks: each becomes what it must, for the right reasons, and computes what it did."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from models.blocks import Block, count, seed_blocks
+from models.blocks import Block, catalogue, count, seed_blocks
+from models.blocks.table import PAGE, page
 from onnxrep import optimize
 from tests.tools import codes, folded, run
 
-BLOCKS = list(seed_blocks())
+BLOCKS = list(catalogue())
 
 
 def compare(block: Block, model, result, exact: bool):
@@ -42,8 +43,23 @@ def test_block_is_exact_where_arithmetic_is(block: Block):
     compare(block, model, folded(model)[0], exact=True)
 
 
-@pytest.mark.parametrize("block", BLOCKS[::9], ids=lambda b: b.name)
+@pytest.mark.parametrize("block", BLOCKS[::12], ids=lambda b: b.name)
 def test_block_is_verified(block: Block):
     result = optimize(block.model())
-    assert result.status == "folded"
-    assert result.report.verification.verdict == "verified"
+    assert result.status in ("folded", "unchanged")
+    if result.status == "folded":
+        assert result.report.verification.verdict == "verified"
+
+
+def test_the_seeds_become_one_convolution_each():
+    assert all(b.left["Conv"] == (3 if "with SE" in b.variation else 1) for b in seed_blocks())
+
+
+def test_names_are_unique():
+    names = [b.name for b in BLOCKS]
+    assert len(set(names)) == len(names)
+
+
+def test_the_page_is_up_to_date():
+    """``make blocks`` writes it."""
+    assert PAGE.read_text(encoding="utf-8") == page()

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
-from models.blocks import seeds
+from models.blocks import channels, linear, refusals, seeds, sequences, sums, sums_mobile, weights
 from models.blocks.base import Block, count
 
-__all__ = ["Block", "catalogue", "count", "seed_blocks"]
+__all__ = ["SECTIONS", "Block", "catalogue", "count", "seed_blocks"]
+
+SECTIONS: Mapping[str, tuple[object, ...]] = MappingProxyType(
+    {
+        "The five systems that must be replaced completely": (seeds,),
+        "Plain sums of branches": (sums, sums_mobile),
+        "Sequences and composed branches": (sequences,),
+        "Generated weights": (weights,),
+        "Linear layers, adapters, heads": (linear,),
+        "Channels: concatenated, split, shuffled; scales and transposed convolutions": (channels,),
+        "What looks foldable and is not": (refusals,),
+    }
+)
+"""Title -> the modules whose ``blocks()`` belong there."""
 
 
 def seed_blocks() -> Iterator[Block]:
@@ -15,6 +29,13 @@ def seed_blocks() -> Iterator[Block]:
     yield from seeds.blocks()
 
 
+def section(title: str) -> Iterator[Block]:
+    """Yield the blocks of one section of the catalogue."""
+    for module in SECTIONS[title]:
+        yield from module.blocks()  # type: ignore[attr-defined]
+
+
 def catalogue() -> Iterator[Block]:
     """Yield every block of the catalogue."""
-    yield from seed_blocks()
+    for title in SECTIONS:
+        yield from section(title)

@@ -30,6 +30,7 @@ class Block:
         left: op type -> number of nodes that must remain after folding (Constant nodes not counted).
         refused: codes of :data:`onnxrep.reasons.REASONS` that must be among the reasons given; empty if none need be.
         sizes: what dynamic sizes other than the batch become when the block is compared.
+        missing: what could fold exactly as well and is left for now; empty if nothing.
         exact: whether exact parameters make it free of rounding (no sigmoid, root or division on the way).
     """
 
@@ -43,6 +44,7 @@ class Block:
     refused: frozenset[str] = field(default_factory=frozenset)
     sizes: tuple[int, ...] = TINY_ODD_EVEN
     exact: bool = True
+    missing: str = ""
 
     @property
     def name(self) -> str:

@@ -134,6 +134,29 @@ class Facts:
             raise Decline("quantized", f"{what} {name} is dequantized from integers")
         raise Decline("not-constant", f"{what} {name} is computed from data")
 
+    def generators(self, output: str, names: Iterable[str]) -> tuple[int, tuple[int, ...]]:
+        """Return how many nodes calculate the weights of the node that makes ``output``, and which serve it alone."""
+        every = sorted({p for name in names if name for p in self.constants.generators(name)})
+        alone = {self.scope.producer[output]}
+        for position in reversed(every):
+            outputs = [v.name for v in self.scope.nodes[position].outputs if v.name]
+            pinned = any(o in self.scope.pinned for o in outputs)
+            if not pinned and all(r in alone for o in outputs for r in self.scope.readers.get(o, ())):
+                alone.add(position)
+        return len(every), tuple(p for p in every if p in alone)
+
+    def integers(self, name: str, what: str) -> list[int]:
+        """Return a vector of integers that is constant or follows from sizes that are.
+
+        Raises:
+            Decline: it depends on data.
+        """
+        vector = self.shapes.vector(name)
+        numbers = [d for d in vector or () if isinstance(d, int)]
+        if vector is None or len(numbers) < len(vector):
+            return [int(v) for v in self.constant(name, what).values().reshape(-1)]
+        return numbers
+
     def shape(self, name: str) -> Shape:
         """Return a value's shape.
 

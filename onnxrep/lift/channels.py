@@ -63,7 +63,7 @@ def lift_split(node: gs.Node, facts: Facts, output: str) -> Lifted:
     count = len(node.outputs)
     sizes = node.attrs.get("split")
     if sizes_name:
-        sizes = [int(n) for n in facts.constant(sizes_name, "the sizes").values().reshape(-1)]
+        sizes = facts.integers(sizes_name, "the sizes")
     if sizes is None:
         each = -(-channels // count)
         sizes = [min(each, channels - k * each) for k in range(count)]
@@ -124,7 +124,7 @@ def lift_slice(node: gs.Node, facts: Facts, output: str) -> Lifted:
         raise Decline("constant")
     shape = facts.shape(source)
     starts, ends, where, steps = (
-        node.attrs.get(key) if not name else facts.constant(name, f"the {key}").values().reshape(-1).tolist()
+        node.attrs.get(key) if not name else facts.integers(name, f"the {key}")
         for key, name in zip(("starts", "ends", "axes", "steps"), names, strict=True)
     )
     if starts is None or ends is None:
@@ -187,7 +187,7 @@ def lift_space_to_depth(node: gs.Node, facts: Facts, output: str) -> Lifted:
     if axes != 2 or q < 1:
         raise Decline("unknown-attribute", f"blocksize {q}")
     taps = (tuple(range(q)),) * 2
-    geometry = Geometry(q * q * channels, channels, 1, taps, (q, q), (-q, -q))
+    geometry = Geometry(q * q * channels, channels, 1, taps, (q, q), (-q, -q), tiles=True)
 
     def numbers() -> Form:
         weight = np.zeros((q, q, channels, channels, q, q))

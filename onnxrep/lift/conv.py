@@ -27,6 +27,7 @@ class _Parameters:
     kernel: Sequence[int]
     outputs: int
     inputs: int
+    generators: tuple[int, tuple[int, ...]]
 
     def lifted(self, geometry: Geometry, anchor: str) -> Lifted:
         """Return the lifted op."""
@@ -40,7 +41,9 @@ class _Parameters:
             return Form((Map(geometry, values.reshape(geometry.weight_shape)),), bias)
 
         branches = (Branch(self.source, geometry),)
-        return Lifted(branches, numbers, anchor, geometry.macs, biased=self.bias is not None)
+        count, alone = self.generators
+        biased = self.bias is not None
+        return Lifted(branches, numbers, anchor, geometry.macs, nodes=1 + count, biased=biased, within=alone)
 
 
 def lift_conv(node: gs.Node, facts: Facts, output: str) -> Lifted:
@@ -115,7 +118,8 @@ def _parameters(node: gs.Node, facts: Facts, transposed: bool) -> _Parameters:
         raise Decline("unknown-shape", f"the shape of {source} does not fit the weight")
     if bias is not None and bias.dims != (outputs,):
         raise Decline("unknown-attribute", f"a bias of shape {list(bias.dims)} for {outputs} channels")
-    return _Parameters(source, weight, bias, group, kernel, outputs, inputs_)
+    generators = facts.generators(str(node.outputs[0].name), (weight_name, bias_name))
+    return _Parameters(source, weight, bias, group, kernel, outputs, inputs_, generators)
 
 
 def lift_matmul_from_left(node: gs.Node, facts: Facts, output: str) -> Lifted:

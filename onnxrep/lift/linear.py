@@ -28,7 +28,8 @@ def lift_matmul(node: gs.Node, facts: Facts, output: str) -> Lifted:
     def numbers() -> Form:
         return Form((Map(geometry, finite(weight.floats(), "the right factor").reshape(dims[-2:]).T.copy()),), None)
 
-    return Lifted((Branch(source, geometry),), numbers, "MatMul", geometry.macs)
+    count, alone = facts.generators(output, (right,))
+    return Lifted((Branch(source, geometry),), numbers, "MatMul", geometry.macs, nodes=1 + count, within=alone)
 
 
 def lift_gemm(node: gs.Node, facts: Facts, output: str) -> Lifted:
@@ -62,4 +63,7 @@ def lift_gemm(node: gs.Node, facts: Facts, output: str) -> Lifted:
             shift = beta * np.broadcast_to(flat, (outputs,))
         return Form((Map(geometry, alpha * (values if flip else values.T)),), shift)
 
-    return Lifted((Branch(source, geometry),), numbers, "Gemm", geometry.macs, biased=bias is not None)
+    count, alone = facts.generators(output, (right, bias_name))
+    branches = (Branch(source, geometry),)
+    biased = bias is not None
+    return Lifted(branches, numbers, "Gemm", geometry.macs, nodes=1 + count, biased=biased, within=alone)

@@ -66,13 +66,15 @@ class Planner:
         while self._views.lifted(root) is not None:
             solution = self._search.solve(root)
             self._explain.note_apart(root, solution)
+            self._explain.note_border(solution)
             if not solution.folds:
                 self._give_up(solution)
                 return None
             try:
                 return self._evaluator.region(root, solution)
             except Blocked as blocked:
-                self._explain.note(self._views.position(blocked.view[0]), blocked.decline.code, blocked.decline.detail)
+                at = next(filter(None, solution.expansion.parents.get(blocked.view, ())), blocked.view)
+                self._explain.note(self._views.position(at[0]), blocked.decline.code, blocked.decline.detail)
                 if blocked.unusable:
                     self._views.forbid(blocked.view, blocked.decline)
                 elif blocked.view == root or not self._views.block(blocked.view):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 
-from onnxrep.lattice import NotAligned
+from onnxrep.lattice import NotAligned, border_fault
+from onnxrep.lift import Decline, Lifted
 from onnxrep.plan.records import Refusal
 from onnxrep.plan.search import Solution
 from onnxrep.plan.views import View, Views
 from onnxrep.reasons import SILENT
 
 _LONGEST_BRANCH = 64
-_ANCHORS = ("Conv", "ConvTranspose")
+_ANCHORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 class Explainer:
@@ -37,8 +39,6 @@ class Explainer:
             anchored = [p for p in parts if p.anchors]
             lengths = None if origin.steps else self._views.lengths((origin.value, root[1]))
             for first, second in pairwise(anchored):
-                if first.geometry.rows != second.geometry.rows:
-                    continue
                 try:
                     both = first.geometry.plus(second.geometry, lengths, bool(first.grids & second.grids))
                 except NotAligned as error:
@@ -47,6 +47,48 @@ class Explainer:
                 apart = first.geometry.macs + second.geometry.macs
                 cost = f"{both.macs:.6g} multiply-accumulates per position instead of {apart:.6g}"
                 self.note(position, "price", f"merging the convolutions of {origin.value} would take {cost}")
+
+    def note_border(self, solution: Solution) -> None:
+        """Note convolutions in a row that differ from their composition at the border, whatever it would cost."""
+        for view in sorted(solution.whole.openable):
+            lifted = self._views.lifted(view)
+            for reader, branch in self._reading(view, solution):
+                if lifted is None or not self._leads_to_anchor(view):
+                    continue
+                try:
+                    first, second = lifted.numbers(), reader.numbers().maps[branch]
+                except Decline:
+                    continue
+                for map_, source in zip(first.maps, lifted.branches, strict=True):
+                    if second.geometry.axes != map_.geometry.axes or lifted.moves:
+                        continue
+                    lengths = self._views.lengths((source.source, source.layout or view[1]))
+                    fault = border_fault(second, map_, first.bias, lengths)
+                    if fault is not None:
+                        made = reader.branches[branch].source
+                        position = next(r for r in self._scope.readers[made] if r >= 0)
+                        self.note(position, "border", fault)
+
+    def _reading(self, view: View, solution: Solution) -> Iterator[tuple[Lifted, int]]:
+        """Yield the convolutions of a solution that read a view, with the number of the branch."""
+        for above in solution.whole.expanded:
+            lifted = self._views.lifted(above)
+            for index, branch in enumerate(lifted.branches if lifted is not None and lifted.anchor else ()):
+                if lifted is not None and (branch.source, branch.layout or above[1]) == view:
+                    yield lifted, index
+
+    def _leads_to_anchor(self, view: View) -> bool:
+        """Whether a view is a map that reads neighbours or mixes channels, or an op behind such a one."""
+        for _ in range(_LONGEST_BRANCH):
+            lifted = self._views.lifted(view)
+            if lifted is None:
+                return False
+            if lifted.anchor or not all(b.geometry.is_channelwise for b in lifted.branches):
+                return True
+            if len(lifted.branches) != 1:
+                return any(b.source in self._views.anchored.get(view[1], ()) for b in lifted.branches)
+            view = (lifted.branches[0].source, lifted.branches[0].layout or view[1])
+        return False
 
     def refusals(self) -> list[Refusal]:
         """Return all refusals, those of single nodes included."""
@@ -84,6 +126,9 @@ class Explainer:
             readers = self._scope.readers.get(node.outputs[0].name, ())
             scaled = any(self._scope.nodes[r].op == "BatchNormalization" for r in readers)
             return scaled or len(set(sources)) < len(sources)
+        if code == "pool":  # beside a convolution of the same source, or in front of one
+            readers = self._scope.readers.get(node.outputs[0].name, ())
+            data += [v.name for r in readers for v in self._scope.nodes[r].outputs if v.name]
         return any(map(self._rests_on_anchor, data))
 
     def _source_of(self, value: str) -> str:

@@ -140,7 +140,18 @@ class Searcher:
         price = Price() if segments is None else self._price(root, expansion, segments)
         anchored = any(e.anchors for entries in expansion.leaves.values() for e in entries)
         folds = anchored and segments is not None and price.beats(expansion.spent)
+        folds = folds and self._anchors_of(segments) <= sum(map(self._is_anchor, expansion.expanded))
         return Solution(expansion, parts, segments, opened, price, price, folds, expansion, parts)
+
+    def _is_anchor(self, view: View) -> bool:
+        """Whether a view is made by a convolution or product."""
+        lifted = self._views.lifted(view)
+        return lifted is not None and bool(lifted.anchor)
+
+    @staticmethod
+    def _anchors_of(segments: Segments | None) -> int:
+        """Return how many convolutions and products segments become; their number must not grow."""
+        return sum(bool(part.anchors) for _, found in segments or () for _, part in found)
 
     def _cover(self, origin: Origin, entries: Sequence[Entry], layout: Layout) -> list[Part]:
         """Return the kernels that the maps of one origin become."""

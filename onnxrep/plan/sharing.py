@@ -46,7 +46,15 @@ def _movable(views: Views, view: View) -> bool | None:
         biased |= lifted.biased
         useful |= not lifted.moves and lifted.nodes > 0
         view = (lifted.branches[0].source, lifted.branches[0].layout or view[1])
+    if _folds_backward(views, view):
+        return None
     return biased if useful else None
+
+
+def _folds_backward(views: Views, view: View) -> bool:
+    """Whether a value rests on a convolution and is read once: what follows it folds into that one instead."""
+    rests = view[0] in views.anchored.get(view[1], ())
+    return rests and view[0] not in views.scope.pinned and len(set(views.scope.readers.get(view[0], ()))) == 1
 
 
 def _absorbed(views: Views, view: View, biased: bool, depth: int) -> dict[View, float] | None:
