@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxrep.graph import Edit, stored
+from onnxrep.graph import Edit, Model, stored
 from onnxrep.grouping import Blocks, Span
 from onnxrep.lattice import Array, Map
 from onnxrep.lift import Facts
@@ -75,15 +75,20 @@ class Emitter:
         name, nodes, tensors = origin.value, [], []
         for step in origin.steps:
             output = self.scope.model.fresh(f"{origin.value}_moved")
-            inputs = [gs.Variable(name)]
-            if step.order:
-                nodes.append(gs.Node("Transpose", "", {"perm": list(step.order)}, inputs, [gs.Variable(output)]))
-            else:
-                shape = self.scope.model.fresh(f"{output}_shape")
-                tensors.append((shape, np.array(step.shape, np.int64)))
-                nodes.append(gs.Node("Reshape", "", {}, [*inputs, gs.Variable(shape)], [gs.Variable(output)]))
+            inputs, attributes, more = moved(self.scope.model, name, step)
+            op = "Transpose" if step.order else "Reshape"
+            nodes.append(gs.Node(op, "", attributes, [gs.Variable(i) for i in inputs], [gs.Variable(output)]))
+            tensors += more
             name = output
         return _Moved(name, nodes, tensors, origin.after)
+
+
+def moved(model: Model, value: str, step: Step) -> tuple[list[str], dict[str, Any], list[tuple[str, Any]]]:
+    """Return inputs, attributes and new initializers of the node that makes one movement."""
+    if step.order:
+        return [value], {"perm": list(step.order)}, []
+    shape = model.fresh(f"{value}_shape")
+    return [value, shape], {}, [(shape, np.array(step.shape, np.int64))]
 
 
 class _Writer:
@@ -91,7 +96,7 @@ class _Writer:
 
     def __init__(self, emitter: Emitter, region: Region) -> None:
         self._emitter, self._facts, self._scope = emitter, emitter.facts, emitter.scope
-        self._region, self._kind = region, region.layout.kind
+        self._region, self._kind = region, region.outlet.layout.kind
         self._nodes: list[gs.Node] = []
         self._heirs: list[int | None] = []
         self._tensors: list[tuple[str, Any]] = []
@@ -101,18 +106,29 @@ class _Writer:
         weight = self._facts.constants.get(self._weight_name(min(self._anchors)))
         assert weight is not None
         self._type = weight.data_type
-        self._rank = len(self._facts.shapes.of(region.output) or ()) or 2 + region.summands[0].map.geometry.axes
+        self._rank = region.outlet.rank
+        self._named = False
 
     def edit(self) -> Edit:
         """Write all segments and what stacks them."""
         region = self._region
+        steps = region.outlet.steps
+        self._named = bool(steps)  # the last movement gets the name
+        output = self._value() if steps else region.output
         if len(region.segments) == 1:
             ((_, summands),) = region.segments
-            self._segment((0, summands[0].map.geometry.outputs), summands, region.output)
+            self._segment((0, summands[0].map.geometry.outputs), summands, output)
         else:
             axis = 1 if self._kind == "first" else self._rank - 1
             parts = [self._segment(span, summands, "") for span, summands in region.segments]
-            self._node("Concat", self._root_name(), parts, region.output, axis=axis)
+            self._node("Concat", self._root_name(), parts, output, axis=axis)
+        for index, step in enumerate(steps):
+            inputs, attributes, tensors = moved(self._scope.model, output, step)
+            self._tensors += tensors
+            last = index == len(steps) - 1
+            self._named = not last
+            output = region.output if last else self._value()
+            self._node("Transpose" if step.order else "Reshape", self._root_name(), inputs, output, **attributes)
         return Edit(frozenset(region.removed), region.root, self._nodes, self._tensors, self._heirs)
 
     def _segment(self, span: Span, summands: Sequence[Summand], output: str) -> str:
@@ -146,9 +162,12 @@ class _Writer:
         return self._node(op, name, inputs, output or self._value())
 
     def _root_name(self) -> str:
-        """Return the name of the root for a node that stands for it, if no convolution has it."""
+        """Return the name of the root for a node that stands for it, if no other node has it."""
         name = str(self._scope.nodes[self._region.root].name)
-        return name if self._region.root not in self._anchors else self._node_name(name)
+        if self._region.root in self._anchors or self._named:
+            return self._node_name(name)
+        self._named = True
+        return name
 
     def _takes_bias(self, summand: Summand) -> bool:
         """Whether a summand becomes a node with a bias of its own."""

@@ -47,6 +47,18 @@ Emitted = Literal["", "Conv", "ConvTranspose", "MatMul", "Gemm", "MatMulFromLeft
 """What a part is written as; empty for none of them."""
 
 
+_EMITTED_IN = {
+    "first": frozenset(("Conv", "ConvTranspose", "MatMulFromLeft")),
+    "last": frozenset(("MatMul", "Gemm")),
+    "flat": frozenset(("Conv",)),
+}
+
+
+def can_emit(layout: str, anchors: frozenset[str]) -> bool:
+    """Whether convolutions and products of these op types can be written in a layout."""
+    return anchors <= _EMITTED_IN[layout]
+
+
 @dataclass(frozen=True)
 class Part:
     """What is summed into one kernel: some of the maps that a region applies to one source.

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from onnxrep.lattice import Geometry, Inexact, NotAligned, Vanishes
-from onnxrep.lift import Branch, Layout, Lifted
+from onnxrep.lift import FIRST, Branch, Layout, Lifted
 from onnxrep.lift.rearrange import serves
-from onnxrep.plan.records import Origin, Step
+from onnxrep.plan.records import Origin, Outlet, Step
 from onnxrep.plan.views import View, Views
-from onnxrep.price import Price
+from onnxrep.price import Price, can_emit
 from onnxrep.shapes import Dim, Shape
 
 LARGEST_REGION = 1 << 16
@@ -70,6 +70,7 @@ class Expansion:
         shares: view -> the share of its cost that this region bears; the rest is borne by others that read it too.
         inside: positions of the nodes all of whose used outputs were looked through.
         values: names of the views looked through.
+        outlet: how the output is made of the sum of all maps.
     """
 
     expanded: list[View] = field(default_factory=list)
@@ -83,6 +84,7 @@ class Expansion:
     shares: dict[View, float] = field(default_factory=dict)
     inside: set[int] = field(default_factory=set)
     values: set[str] = field(default_factory=set)
+    outlet: Outlet = field(default_factory=lambda: Outlet(FIRST, 0))
 
 
 class Expander:
@@ -120,7 +122,8 @@ class Expander:
                 if below not in seen and self._views.may_vanish(below) and len(seen) < LARGEST_REGION:
                     seen.add(below)
                     heapq.heappush(heap, (-self._views.position(below[0]), below))
-        result.leaves = self._by_origin(root, waiting)
+        result.outlet = self._outlet(root, waiting)
+        result.leaves = self._by_origin(waiting, result.outlet)
         return result
 
     def _account(self, view: View, joined: Entry, entries: list[Entry], lifted: Lifted, result: Expansion) -> None:
@@ -219,17 +222,50 @@ class Expander:
 
     # -- sources ----------------------------------------------------------------------------------------------------
 
-    def _by_origin(self, root: View, waiting: Mapping[View, list[Entry]]) -> dict[Origin, list[Entry]]:
-        """Return the entries per origin, with the spatial axes of the root."""
-        axes = self.axes(root)
-        found = self.origins(root, waiting, lambda e: e.chain)
+    def _outlet(self, root: View, waiting: Mapping[View, list[Entry]]) -> Outlet:
+        """Return where the sum of all maps is made: at the root, or in front of movements that all ways pass."""
+        entries = [e for found in waiting.values() for e in found if e.geometry is not None]
+        anchors = frozenset[str]().union(*(e.anchors for e in entries))
+        lifted, shape = self._views.lifted(root), self._shapes.of(root[0])
+        assert lifted is not None
+        axes = lifted.branches[0].geometry.axes
+        plain = Outlet(root[1], axes + 2 if root[1] == FIRST else len(shape or ()))
+        if can_emit(root[1].kind, anchors) or not anchors or shape is None:
+            return plain
+        for count in range(1, min(len(e.chain) for e in entries) + 1):
+            views = entries[0].chain[:count]
+            if any(self._movement(e.chain[count - 1]) != self._movement(views[-1]) for e in entries):
+                break
+            inner = self._below(views[-1])
+            before = self._shapes.of(inner[0])
+            if inner[1].kind == "flat" or before is None or not can_emit(inner[1].kind, anchors):
+                continue
+            steps, _ = self.steps_of(inner, views, _channels(shape, root[1]))
+            return Outlet(inner[1], len(before), views, steps) if all(s.order or s.shape for s in steps) else plain
+        return plain
+
+    def _below(self, view: View) -> View:
+        """Return what a movement moves."""
+        lifted = self._views.lifted(view)
+        assert lifted is not None
+        return lifted.branches[0].source, lifted.branches[0].layout or view[1]
+
+    def _movement(self, view: View) -> tuple[object, ...]:
+        """Return what tells movements apart, the value that they move aside."""
+        node = self._scope.nodes[self._views.position(view[0])]
+        order = node.attrs.get("perm") if node.op == "Transpose" else None
+        return node.op == "Transpose", tuple(order or ()), view[1], self._below(view)[1], self._shapes.of(view[0])
+
+    def _by_origin(self, waiting: Mapping[View, list[Entry]], outlet: Outlet) -> dict[Origin, list[Entry]]:
+        """Return the entries per origin, with the spatial axes of the sum."""
+        found = self.origins(waiting, lambda e: e.chain[len(outlet.views) :])
         return {
-            origin: [replace(e, geometry=e.geometry and e.geometry.with_axes(axes)) for e in entries]
+            origin: [replace(e, geometry=e.geometry and e.geometry.with_axes(outlet.axes)) for e in entries]
             for origin, entries in found.items()
         }
 
     def origins(
-        self, root: View, waiting: Mapping[View, list[_T]], chain_of: Callable[[_T], tuple[View, ...]]
+        self, waiting: Mapping[View, list[_T]], chain_of: Callable[[_T], tuple[View, ...]]
     ) -> dict[Origin, list[_T]]:
         """Return what waits per origin; values that are certainly equal are taken together under one of their names.
 
@@ -248,21 +284,19 @@ class Expander:
             result.setdefault(origin, []).extend(item for _, item, _ in found)
         return result
 
-    def axes(self, root: View) -> int:
-        """Return the number of spatial axes of the root in its layout."""
-        lifted = self._views.lifted(root)
-        assert lifted is not None
-        return lifted.branches[0].geometry.axes
-
-    def steps_of(self, view: View, chain: tuple[View, ...]) -> tuple[tuple[Step, ...], int]:
+    def steps_of(
+        self, view: View, chain: tuple[View, ...], channels: Dim | None = None
+    ) -> tuple[tuple[Step, ...], int]:
         """Return the movements from a value up to the root in normal form, and the position behind the last of them.
 
         Reshapes in a row are one, Transposes in a row are one, and what cancels is none. The maps on the way may change
-        the number of channels; all movements are stated for those of the value.
+        the number of channels; all movements are stated for those of the value, or for the given number.
         """
         moves: list[_Move] = []
         before = self._shapes.of(view[0])
-        channels = None if before is None else _channels(before, view[1])
+        if channels is None:
+            channels = None if before is None else _channels(before, view[1])
+        before = _with_channels(before, view[1], channels)
         for result in reversed(chain):
             node = self._scope.nodes[self._views.position(result[0])]
             shape = _with_channels(self._shapes.of(result[0]), result[1], channels)

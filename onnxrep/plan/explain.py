@@ -37,7 +37,7 @@ class Explainer:
         position = self._views.position(root[0])
         for origin, parts in solution.whole_parts.items():
             anchored = [p for p in parts if p.anchors]
-            lengths = None if origin.steps else self._views.lengths((origin.value, root[1]))
+            lengths = None if origin.steps else self._views.lengths((origin.value, solution.expansion.outlet.layout))
             for first, second in pairwise(anchored):
                 try:
                     both = first.geometry.plus(second.geometry, lengths, bool(first.grids & second.grids))

@@ -113,6 +113,7 @@ class Evaluator:
             self._views.position(root[0]),
             root[0],
             root[1],
+            expansion.outlet,
             tuple(sorted(expansion.inside - shared)),
             tuple(sorted(expansion.inside | {self._views.position(v) for v, _ in expansion.expanded})),
             tuple(segments),
@@ -125,7 +126,7 @@ class Evaluator:
     def _summand(self, origin: Origin, members: tuple[int, ...], leaves: list[_Leaf], solution: Solution) -> Summand:
         """Return the sum of some leaves of one origin."""
         entries = solution.expansion.leaves[origin]
-        layout = solution.expansion.expanded[0][1]
+        layout = solution.expansion.outlet.layout
         lengths = None if origin.steps else self._views.lengths((origin.value, layout))
         total = leaves[members[0]].map
         assert total is not None
@@ -174,12 +175,13 @@ class Evaluator:
                     except Vanishes:
                         continue
                 waiting.setdefault(below, []).append(entry)
-        axes = self._expander.axes(root)
+        outlet = solution.expansion.outlet
         for leaf in (leaf for found in waiting.values() for leaf in found):
-            leaf.map = leaf.map and leaf.map.with_axes(axes)
+            leaf.map = leaf.map and leaf.map.with_axes(outlet.axes)
             for pool, _ in leaf.links:
                 pool.leaves.append(leaf)
-        return self._expander.origins(root, waiting, lambda leaf: leaf.chain), self._resolved(pools)
+        found = self._expander.origins(waiting, lambda leaf: leaf.chain[len(outlet.views) :])
+        return found, self._resolved(pools)
 
     def _joined(self, view: View, found: list[_Leaf]) -> _Leaf:
         """Return the sum of the maps over one value."""

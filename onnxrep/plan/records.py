@@ -31,6 +31,28 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Outlet:
+    """How the sum of a region's maps becomes its output: by movements, mostly none.
+
+    Attributes:
+        layout: in which the sum is made.
+        rank: of the sum.
+        views: results of the movements that all ways to the output pass, from the output down.
+        steps: the same in normal form, from the sum up.
+    """
+
+    layout: Layout
+    rank: int
+    views: tuple[tuple[str, Layout], ...] = ()
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def axes(self) -> int:
+        """The number of spatial axes of the sum."""
+        return self.rank - 2 if self.layout.kind == "first" else 0
+
+
+@dataclass(frozen=True)
 class Origin:
     """What a kernel reads: a value, after some movements."""
 
@@ -67,7 +89,8 @@ class Region:
     Attributes:
         root: position of the node that makes the region's output.
         output: the value that it makes.
-        layout: in which the maps are meant.
+        layout: in which the output was looked at.
+        outlet: in which layout the maps are meant, and how the output is made of their sum.
         removed: positions of the nodes that nothing else needs, root included, ascending.
         covered: positions of all nodes whose work the region takes over; more than ``removed`` where others share them.
         segments: rows of the output, and the summands that make them; stacked in this order.
@@ -79,6 +102,7 @@ class Region:
     root: int
     output: str
     layout: Layout
+    outlet: Outlet
     removed: tuple[int, ...]
     covered: tuple[int, ...]
     segments: tuple[tuple[Span, tuple[Summand, ...]], ...]

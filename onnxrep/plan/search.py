@@ -49,7 +49,6 @@ class Searcher:
 
     def __init__(self, views: Views, expander: Expander) -> None:
         self._views, self._expander = views, expander
-        self._shapes = views.facts.shapes
         self._solutions: dict[View, Solution] = {}
 
     def forget(self) -> None:
@@ -135,9 +134,12 @@ class Searcher:
     def _priced(self, root: View, opened: frozenset[View], closed: frozenset[View]) -> Solution:
         """Return one expansion with its price."""
         expansion = self._expander.expand(root, opened, closed)
-        parts = {origin: self._cover(origin, entries, root[1]) for origin, entries in expansion.leaves.items()}
-        segments = self._segments(root, parts)
-        price = Price() if segments is None else self._price(root, expansion, segments)
+        parts = {
+            origin: self._cover(origin, entries, expansion.outlet.layout)
+            for origin, entries in expansion.leaves.items()
+        }
+        segments = self._segments(expansion.outlet.layout.kind, parts)
+        price = Price() if segments is None else self._price(expansion, segments)
         anchored = any(e.anchors for entries in expansion.leaves.values() for e in entries)
         folds = anchored and segments is not None and price.beats(expansion.spent)
         folds = folds and self._anchors_of(segments) <= sum(map(self._is_anchor, expansion.expanded))
@@ -163,9 +165,8 @@ class Searcher:
         lengths = None if origin.steps else self._views.lengths((origin.value, layout))
         return cover(single, lengths)
 
-    def _segments(self, root: View, parts: Parts) -> Segments | None:
+    def _segments(self, kind: str, parts: Parts) -> Segments | None:
         """Return the rows of the output and what makes them, or None if the parts cannot be emitted."""
-        kind = root[1].kind
         by_rows: dict[Span | None, list[tuple[Origin, Part]]] = {}
         outputs = 0
         for origin, mine in parts.items():
@@ -185,11 +186,12 @@ class Searcher:
             return None
         return ordered
 
-    def _price(self, root: View, expansion: Expansion, segments: Segments) -> Price:
+    def _price(self, expansion: Expansion, segments: Segments) -> Price:
         """Return the price of the nodes that segments become."""
-        kind = root[1].kind
-        rank = len(self._shapes.of(root[0]) or ())
+        kind, rank = expansion.outlet.layout.kind, expansion.outlet.rank
+        steps = expansion.outlet.steps
         total = KERNEL if len(segments) > 1 else Price()
+        total += Price(0.0, sum(bool(s.order) for s in steps), len(steps))
         for span, found in segments:
             emitted = [part.emitted(kind) for _, part in found]
             total += Price(0.0, len(found) - 1, len(found) - 1)
