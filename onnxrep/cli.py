@@ -81,6 +81,15 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
+def _folding(parser: argparse.ArgumentParser) -> None:
+    """Add what commands that fold know."""
+    parser.add_argument(
+        "--inline-functions",
+        action="store_true",
+        help="replace calls of the model's local functions by their bodies, so that these can fold too",
+    )
+
+
 def _checking(parser: argparse.ArgumentParser) -> None:
     """Add what commands that run models know."""
     parser.add_argument(
@@ -120,6 +129,7 @@ def _optimize_command(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--follow-symlinks", action="store_true", help="write through an output that is a symbolic link"
     )
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write everything about the run as JSON")
+    _folding(parser)
     _checking(parser)
     _common(parser)
     parser.set_defaults(run=_optimize)
@@ -132,6 +142,7 @@ def _inspect_command(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="the .onnx file to read")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write everything as JSON")
+    _folding(parser)
     _common(parser)
     parser.set_defaults(run=_inspect)
 
@@ -165,6 +176,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         input_shapes=dict(_shape(text) for text in arguments.input_shape),
         input_data=arguments.input_data,
         allow_unverified=getattr(arguments, "allow_unverified", False),
+        inline_functions=getattr(arguments, "inline_functions", False),
         external_data=getattr(arguments, "external_data", False),
         follow_symlinks=getattr(arguments, "follow_symlinks", False),
         threads=arguments.threads,
@@ -209,7 +221,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
     if arguments.report:
         files.check_target(arguments.report)
-    report = pipeline.inspect(arguments.model)
+    report = pipeline.inspect(arguments.model, inline_functions=arguments.inline_functions)
     if arguments.report:
         files.write_bytes(arguments.report, report.to_json().encode())
     if arguments.json:

@@ -263,7 +263,8 @@ def _span(span: Span | None, count: int) -> Span | None:
 
 def _kernel_axis(taps: tuple[int, ...], stride: int, size: int, mode: Mode) -> tuple[int, int, int, int, int, int]:
     """Return one axis of :class:`Kernel`; zero taps stand where a pad would be negative, which ONNX does not allow."""
-    low, high = min(taps[0], 0), max(taps[-1], 0)
+    low = min(taps[0], 0)
+    high = max(taps[-1], low)
     begin, end, extra = -low, 0, 0
     if mode == "transpose":
         extra = size - (high - low + 1) + begin
@@ -272,7 +273,6 @@ def _kernel_axis(taps: tuple[int, ...], stride: int, size: int, mode: Mode) -> t
         elif extra >= stride:
             high, extra = high + extra - stride + 1, stride - 1
     elif mode == "conv":
-        high = max(taps[-1], low)
         end = size + (high - low) + 1 - begin
         if end < 0:
             high, end = high - end, 0

@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from onnxrep import __version__, files, reasons, validity
 from onnxrep.constants import Constants
 from onnxrep.emit import Emitter
-from onnxrep.errors import UsageError
+from onnxrep.errors import UnsupportedModel, UsageError
 from onnxrep.graph import Edit, Model, Scope, commit
 from onnxrep.lift import LIFTED, Facts
 from onnxrep.plan import Planner, Region
@@ -44,6 +44,8 @@ class Options:
         input_shapes: input name -> shape, for inputs with dynamic dimensions.
         input_data: a ``.npz`` file with inputs to check on besides the random ones.
         allow_unverified: write a model also if the check could not decide.
+        inline_functions: replace calls of local functions by their bodies, so that what is in them can fold;
+            a model in which nothing folds stays as it was.
         external_data: write all weights into a data file beside the model.
         follow_symlinks: write through an output path that is a symbolic link.
         threads: for ONNX Runtime; 0 leaves it to choose.
@@ -55,6 +57,7 @@ class Options:
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     input_data: Path | None = None
     allow_unverified: bool = False
+    inline_functions: bool = False
     external_data: bool = False
     follow_symlinks: bool = False
     threads: int = 0
@@ -136,7 +139,7 @@ def optimize(
         source = load(model)
     before = Counter(_ops(source.model))
     bytes_before = _weight_bytes(source.model)
-    folds, refusals = fold(source.model, source.folder, clock)
+    folds, refusals = _fold_all(source, options.inline_functions, clock)
     verification = None
     status = "folded" if folds else "unchanged"
     if folds and options.verify:
@@ -175,13 +178,22 @@ def optimize(
     return Result(source.model if good else source.fresh(), report)
 
 
-def inspect(model: ModelLike) -> Report:
-    """Say what would fold in a model and what would not, and why; nothing is verified or written."""
+def inspect(model: ModelLike, *, inline_functions: bool = False) -> Report:
+    """Say what would fold in a model and what would not, and why; nothing is verified or written.
+
+    Args:
+        model: as for :func:`optimize`.
+        inline_functions: see :class:`Options`.
+
+    Raises:
+        UsageError, InvalidModel, UnsupportedModel: see :func:`optimize`.
+
+    """
     clock = _Clock()
     with clock.stage("read"):
         source = load(model)
     before, bytes_before = Counter(_ops(source.model)), _weight_bytes(source.model)
-    folds, refusals = fold(source.model, source.folder, clock)
+    folds, refusals = _fold_all(source, inline_functions, clock)
     return Report(
         "folded" if folds else "unchanged",
         str(source.path or ""),
@@ -226,6 +238,23 @@ def load(model: ModelLike) -> files.ModelFile:
     source = files.parse(model) if isinstance(model, bytes) else files.read(Path(model))
     validity.check(source.model, str(source.path or "the model"))
     return source
+
+
+def _fold_all(source: files.ModelFile, inline: bool, clock: _Clock) -> tuple[list[records.Fold], list[records.Refusal]]:
+    """Fold a model's message in place, its local functions inlined first if that is wanted and helps."""
+    if not inline or not source.model.functions:
+        return fold(source.model, source.folder, clock)
+    from onnx import inliner
+
+    try:
+        source.model.CopyFrom(inliner.inline_local_functions(source.model))
+    except Exception as error:  # onnx raises what it likes
+        raise UnsupportedModel(f"the local functions cannot be inlined: {str(error).splitlines()[0]}") from error
+    validity.check(source.model, "the model with its functions inlined")
+    folds, refusals = fold(source.model, source.folder, clock)
+    if not folds:
+        source.model.CopyFrom(source.fresh())
+    return folds, refusals
 
 
 def fold(

@@ -84,7 +84,7 @@ def serves(position: int, inside: set[int], facts: Facts) -> bool:
         node = scope.nodes[current]
         outputs = [v.name for v in node.outputs if v.name]
         users = {r for o in outputs for r in scope.readers.get(o, ())}
-        if any(o in scope.pinned for o in outputs) or node.domain not in DEFAULT_DOMAINS:
+        if not users or any(o in scope.pinned for o in outputs) or node.domain not in DEFAULT_DOMAINS:
             return False
         if current in sized:
             users -= inside

@@ -157,6 +157,9 @@ class Expander:
         """Whether the op behind a view becomes part of the region; note it as openable if it only needs opening."""
         if view in closed or (view not in self._views.shared and not self._is_read_inside(view[0], result.inside)):
             return False
+        shared = any(result.shares[e.reader] < 1.0 for e in entries if e.reader is not None)
+        if shared and (lifted.anchor or not all(b.geometry.is_diagonal for b in lifted.branches)):
+            return False  # others read it too, and need not take it over
         if view in opened or all(e.is_free for e in entries) or lifted.nodes == 0:
             return True
         result.openable[view] = max(e.geometry.coarsening if e.geometry else 1.0 for e in entries)

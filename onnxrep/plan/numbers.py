@@ -224,7 +224,10 @@ class Evaluator:
         if inner.geometry.is_pointwise and offset is None:
             links: list[tuple[_Pool, Map | None]] = []
             for pool, through in top.links:
-                step = inner if through is None else through.with_axes(inner.geometry.axes).after(inner)
+                try:
+                    step = inner if through is None else through.with_axes(inner.geometry.axes).after(inner)
+                except Vanishes:
+                    continue  # the map goes on from other channels than a shift comes to
                 links.append((pool, step))
             return _Leaf(whole, links, top.chain)
         culprit = below if below in expanded else view
