@@ -21,9 +21,10 @@ def find_shared(views: Views) -> dict[View, float]:
         for layout in views.layouts:
             view = (value, layout)
             lifted = views.lifted(view)
-            if lifted is None or not _is_carried(lifted) or _movable(views, view) is None:
+            shifts = None if lifted is None else _movable(views, view)
+            if shifts is None:
                 continue
-            shares = _absorbed(views, view, bool(_movable(views, view)), 0)
+            shares = _absorbed(views, view, shifts, 0)
             if shares is not None:
                 found.update(shares)
     return found
@@ -39,9 +40,14 @@ def _movable(views: Views, view: View) -> bool | None:
     biased, useful = False, False
     for count in range(_LONGEST):
         lifted = views.lifted(view)
-        if lifted is None or not _is_carried(lifted) or view[0] in views.scope.pinned:
+        if lifted is None or view[0] in views.scope.pinned or (count and not _is_read_once(views, view)):
             break
-        if count and len(set(views.scope.readers.get(view[0], ()))) > 1:
+        joined = _rejoined(views, view, lifted)
+        if joined is not None:
+            view, shifts = joined
+            biased, useful = biased or shifts, True
+            continue
+        if not _is_carried(lifted):
             break
         biased |= lifted.biased
         useful |= not lifted.moves and lifted.nodes > 0
@@ -51,10 +57,33 @@ def _movable(views: Views, view: View) -> bool | None:
     return biased if useful else None
 
 
+def _is_read_once(views: Views, view: View) -> bool:
+    """Whether one node reads a value, and nothing else needs it."""
+    return view[0] not in views.scope.pinned and len(set(views.scope.readers.get(view[0], ()))) == 1
+
+
+def _rejoined(views: Views, view: View, lifted: Lifted) -> tuple[View, bool] | None:
+    """Return the one value of which a sum adds scaled and shifted copies, and whether anything shifts."""
+    if len(lifted.branches) < 2 or not all(b.geometry.is_diagonal and b.layout is None for b in lifted.branches):
+        return None
+    chains: list[list[str]] = []
+    shifts = lifted.biased
+    for branch in lifted.branches:
+        chain = [branch.source]
+        while len(chain) < _LONGEST and _is_read_once(views, (chain[-1], view[1])):
+            below = views.lifted((chain[-1], view[1]))
+            if below is None or below.moves or not _is_carried(below):
+                break
+            shifts |= below.biased
+            chain.append(below.branches[0].source)
+        chains.append(chain)
+    common = next((v for v in chains[0] if all(v in chain for chain in chains[1:])), None)
+    return None if common is None else ((common, view[1]), shifts)
+
+
 def _folds_backward(views: Views, view: View) -> bool:
     """Whether a value rests on a convolution and is read once: what follows it folds into that one instead."""
-    rests = view[0] in views.anchored.get(view[1], ())
-    return rests and view[0] not in views.scope.pinned and len(set(views.scope.readers.get(view[0], ()))) == 1
+    return view[0] in views.anchored.get(view[1], ()) and _is_read_once(views, view)
 
 
 def _absorbed(views: Views, view: View, biased: bool, depth: int) -> dict[View, float] | None:
