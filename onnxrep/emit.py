@@ -196,6 +196,10 @@ class _Writer:
 
     def _source(self, origin: Origin) -> str:
         """Return the name of what a summand reads."""
+        if origin.parts:
+            axis = 1 if self._kind == "first" else self._rank - 1
+            values = [self._source(o) for o, _ in origin.parts]
+            return self._node("Concat", self._node_name("Concat"), values, self._value(), axis=axis)
         if not origin.steps:
             return origin.value
         self.moved.append((origin.value, origin.steps))

@@ -347,7 +347,7 @@ def _fold_record(scope: Scope, region: Region, edit: Edit, count: int) -> record
     removed = tuple(records.Node(scope.node_label(p), scope.nodes[p].op) for p in region.covered)
     return records.Fold(
         files.printable(str(edit.nodes[-1].outputs[0].name)),
-        tuple(dict.fromkeys(files.printable(s.origin.value) for s in region.summands)),
+        tuple(dict.fromkeys(files.printable(v) for s in region.summands for v in s.origin.values)),
         region.kind,
         scope.label,
         removed,

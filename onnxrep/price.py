@@ -70,6 +70,7 @@ class Part:
         members: indices of the maps in the order in which the region lists them.
         grids: Concats that all of them pass: their sizes agree wherever the graph runs.
         macs_unmerged: arithmetic of the original nodes where no convolution is among them (pools, pads).
+        stacks: Concats between a convolution and the source that all of them pass.
     """
 
     geometry: Geometry
@@ -78,6 +79,7 @@ class Part:
     members: tuple[int, ...]
     grids: frozenset[int] = frozenset()
     macs_unmerged: float = 0.0
+    stacks: frozenset[int] = frozenset()
 
     def emitted(self, layout: str) -> Emitted:
         """Return the op that realises the part in a layout: no convolution is put where there was none."""
@@ -122,6 +124,7 @@ class Part:
             tuple(sorted(self.members + other.members)),
             self.grids & other.grids,
             self.macs_unmerged + other.macs_unmerged,
+            self.stacks & other.stacks,
         )
         apart = self.price + other.price + (Price() if stacked else KERNEL)
         return both if both.price.beats(apart) else None

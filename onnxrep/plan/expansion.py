@@ -38,6 +38,7 @@ class Entry:
         reader: the view whose op reads the value.
         chain: results of the movements (Reshape, Transpose) on the way, from the output down.
         grids: positions of the Concats on the way.
+        stacks: of those, the ones below a convolution.
     """
 
     geometry: Geometry | None
@@ -47,6 +48,7 @@ class Entry:
     reader: View | None = None
     chain: tuple[View, ...] = ()
     grids: frozenset[int] = frozenset()
+    stacks: frozenset[int] = frozenset()
 
     @property
     def is_free(self) -> bool:
@@ -190,6 +192,7 @@ class Expander:
                 entry.reader,
                 first.chain,
                 shared,
+                first.stacks & entry.stacks,
             )
         return first
 
@@ -219,9 +222,10 @@ class Expander:
         else:
             geometry = geometry.with_axes(branch.geometry.axes).after(branch.geometry)
         unit = None if entry.unit is None or branch.unit is None else entry.unit * branch.unit
-        grids = entry.grids | {position} if self._scope.nodes[position].op == "Concat" else entry.grids
+        here = frozenset((position,)) if self._scope.nodes[position].op == "Concat" else frozenset[int]()
+        grids, stacks = entry.grids | here, entry.stacks | here if entry.anchors else entry.stacks
         anchors = entry.anchors | {lifted.anchor} if lifted.anchor else entry.anchors
-        return Entry(geometry, anchors, unit, entry.macs + lifted.macs, view, entry.chain, grids)
+        return Entry(geometry, anchors, unit, entry.macs + lifted.macs, view, entry.chain, grids, stacks)
 
     # -- sources ----------------------------------------------------------------------------------------------------
 

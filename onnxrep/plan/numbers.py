@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from onnx import TensorProto
@@ -12,6 +13,7 @@ from onnxrep.lift import Decline
 from onnxrep.plan.expansion import Expander
 from onnxrep.plan.records import Origin, Region, Summand
 from onnxrep.plan.search import Solution
+from onnxrep.plan.stacking import picks
 from onnxrep.plan.views import View, Views
 from onnxrep.price import KERNEL
 
@@ -77,6 +79,9 @@ class _Leaf:
     fill: float | None = None
 
 
+Leaves = Mapping[Origin, list[_Leaf]]
+
+
 class Evaluator:
     """Evaluates solutions of one scope."""
 
@@ -94,7 +99,7 @@ class Evaluator:
         assert solution.segments is not None
         segments = []
         for span, found in solution.segments:
-            summands = [self._summand(origin, part.members, leaves[origin], solution) for origin, part in found]
+            summands = [self._summand(origin, part.members, leaves, solution) for origin, part in found]
             summands.sort(key=lambda s: min(s.members))
             segments.append((span, tuple(summands)))
         expansion = solution.expansion
@@ -123,8 +128,24 @@ class Evaluator:
             after,
         )
 
-    def _summand(self, origin: Origin, members: tuple[int, ...], leaves: list[_Leaf], solution: Solution) -> Summand:
+    def _stacked(self, origin: Origin, every: Leaves, solution: Solution) -> Summand:
+        """Return the maps over several sources as one over their Concat."""
+        found = [self._summand(o, members, every, solution) for o, members in origin.parts]
+        filled = [leaf for o, members in origin.parts for m in members if (leaf := every[o][m]).fill is not None]
+        if filled:
+            raise Blocked(filled[0].links[0][0].view, Decline("border", _BORDER))
+        places = picks([s.map.geometry.inputs for s in found], found[0].map.geometry.axes)
+        first, *rest = [s.map.after(Map.channels(place)) for s, place in zip(found, places, strict=True)]
+        for map_ in rest:
+            first = first.plus(map_, same_grid=True)
+        anchors = frozenset[str]().union(*(s.anchors for s in found))
+        return replace(found[0], origin=origin, map=first, anchors=anchors, members=sum((s.members for s in found), ()))
+
+    def _summand(self, origin: Origin, members: tuple[int, ...], every: Leaves, solution: Solution) -> Summand:
         """Return the sum of some leaves of one origin."""
+        if origin.parts:
+            return self._stacked(origin, every, solution)
+        leaves = every[origin]
         entries = solution.expansion.leaves[origin]
         layout = solution.expansion.outlet.layout
         lengths = None if origin.steps else self._views.lengths((origin.value, layout))

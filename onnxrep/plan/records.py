@@ -54,11 +54,24 @@ class Outlet:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a kernel reads: a value, after some movements."""
+    """What a kernel reads: a value, after some movements, or a Concat of several such.
+
+    Attributes:
+        value: its name; of a Concat, that of the first.
+        steps: the movements.
+        after: position behind which the movements can be made.
+        parts: what is concatenated, each with the indices of its maps; empty for a single value.
+    """
 
     value: str
     steps: tuple[Step, ...] = ()
-    after: int = -1  # position behind which the movements can be made
+    after: int = -1
+    parts: tuple[tuple[Origin, tuple[int, ...]], ...] = ()
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The values read."""
+        return tuple(v for origin, _ in self.parts for v in origin.values) or (self.value,)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from onnxrep.grouping import Span
 from onnxrep.lift import Layout
 from onnxrep.plan.expansion import Entry, Expander, Expansion
 from onnxrep.plan.records import Origin
+from onnxrep.plan.stacking import stack
 from onnxrep.plan.views import View, Views
 from onnxrep.price import KERNEL, Part, Price, cover
 
@@ -138,7 +139,7 @@ class Searcher:
             origin: self._cover(origin, entries, expansion.outlet.layout)
             for origin, entries in expansion.leaves.items()
         }
-        segments = self._segments(expansion.outlet.layout.kind, parts)
+        segments = self._segments(expansion.outlet.layout.kind, stack(parts))
         price = Price() if segments is None else self._price(expansion, segments)
         anchored = any(e.anchors for entries in expansion.leaves.values() for e in entries)
         folds = anchored and segments is not None and price.beats(expansion.spent)
@@ -158,7 +159,7 @@ class Searcher:
     def _cover(self, origin: Origin, entries: Sequence[Entry], layout: Layout) -> list[Part]:
         """Return the kernels that the maps of one origin become."""
         single = [
-            Part(e.geometry, e.anchors, e.unit, (i,), e.grids, 0.0 if e.anchors else e.macs)
+            Part(e.geometry, e.anchors, e.unit, (i,), e.grids, 0.0 if e.anchors else e.macs, e.stacks)
             for i, e in enumerate(entries)
             if e.geometry is not None
         ]
@@ -171,7 +172,7 @@ class Searcher:
         outputs = 0
         for origin, mine in parts.items():
             for part in mine:
-                steps_known = all(s.order or s.shape for s in origin.steps)
+                steps_known = all(s.order or s.shape for o in _each(origin) for s in o.steps)
                 if not part.can_stand_alone(kind) or not steps_known:
                     return None
                 outputs = part.geometry.outputs
@@ -197,8 +198,10 @@ class Searcher:
             total += Price(0.0, len(found) - 1, len(found) - 1)
             for origin, part in found:
                 total += part.price
-                turns = sum(bool(s.order) for s in origin.steps)
-                total += Price(0.0, turns * self._share(origin), len(origin.steps) * self._share(origin))
+                total += KERNEL if origin.parts else Price()
+                for each in _each(origin):
+                    turns, share = sum(bool(s.order) for s in each.steps), self._share(each)
+                    total += Price(0.0, turns * share, len(each.steps) * share)
             biased = any(rows is None or (rows[0] < span[1] and span[0] < rows[1]) for rows in expansion.biases)
             takes_bias = any(e in ("Conv", "ConvTranspose", "FlatConv") for e in emitted)
             takes_bias |= rank == 2 and any(e in ("Gemm", "MatMul") for e in emitted)
@@ -238,3 +241,8 @@ class Searcher:
         lifted = self._views.lifted(view)
         assert lifted is not None
         return lifted.moves or (not lifted.anchor and any(not b.geometry.is_channelwise for b in lifted.branches))
+
+
+def _each(origin: Origin) -> Sequence[Origin]:
+    """Return the single sources of an origin."""
+    return [o for o, _ in origin.parts] or [origin]

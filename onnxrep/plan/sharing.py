@@ -105,7 +105,13 @@ def _through_reader(views: Views, view: View, output: str, biased: bool, depth: 
     """Return the shared views beyond one reader of a view: none behind a convolution that absorbs it."""
     for layout in views.layouts:
         lifted = views.lifted((output, layout))
-        if lifted is None or len(lifted.branches) != 1:
+        if lifted is None:
+            continue
+        if views.scope.nodes[views.position(output)].op == "Concat" and output not in views.scope.pinned:
+            if any((b.source, b.layout or layout) == view for b in lifted.branches):
+                return _absorbed(views, (output, layout), biased, depth + 1)
+            continue
+        if len(lifted.branches) != 1:
             continue
         branch = lifted.branches[0]
         if branch.source != view[0] or (branch.layout or layout) != view[1]:
