@@ -159,7 +159,8 @@ def _lab() -> Iterator[Block]:
             Row(
                 "HG_Block of 3x3",
                 _dense_block(lambda a, t: unit(3, a, t)),
-                {"Conv": 3, "Relu": 3, "Concat": 1, "Pad": 1},
+                {"Conv": 3, "Relu": 3, "Concat": 1, "Mul": 1, "Add": 1},
+                missing="Mul and Add in front of a padded convolution and a Concat, which could be one Pad",
             ),
             Row(
                 "HG_Block of light convolutions",
@@ -213,7 +214,9 @@ def _vector_full(net: Net, x: str) -> str:
 
 def _rep_mlp() -> Iterator[Block]:
     """Yield RepMLP: a fully connected layer and convolutions on the same pixels."""
-    left = {"Reshape": 2, "Conv": 1}
+    left, one = {"Reshape": 2, "Conv": 1}, {"Reshape": 1, "Conv": 1}
+    apart = {"Reshape": 2, "MatMul": 1, "Conv": 1, "Add": 1}
+    as_matmul = "a MatMul over all pixels and a convolution"
     system, used, form = "RepMLPNet", "RepMLP", "BN(FC) + sum of BN(Ck)"
     locals_ = (depthwise(1), depthwise(3))
     yield from family(
@@ -223,10 +226,10 @@ def _rep_mlp() -> Iterator[Block]:
         [
             Row("one group per channel, 1x1 and 3x3", total(_full(WIDTH, norm=True), *locals_), left),
             Row("three kernels", total(_full(WIDTH, norm=True), *locals_, depthwise(5)), left),
-            Row("dense layer, dense 3x3", total(_full(1, norm=False), conv_bn(None, 3)), left),
+            Row("dense layer, dense 3x3", total(_full(1, norm=False), conv_bn(None, 3)), one),
             Row("no local branch", _full(WIDTH, norm=True), left),
             Row("residual", total(same, _full(WIDTH, norm=True)), left),
-            Row("MatMul as the layer", total(_vector_full, conv_bn(None, 3)), {"Reshape": 2, "Gemm": 1}),
+            Row("MatMul as the layer", total(_vector_full, conv_bn(None, 3)), apart, missing=as_matmul),
         ],
         shape=("batch", WIDTH, _TILE, _TILE),
     )
@@ -335,7 +338,7 @@ def _shuffles(label: str, size: tuple[int, int] | None, movement: dict[str, int]
     apart = {"Conv": 2, **movement}
     table = [
         Row("between 1x1 in 2 groups", chain(conv_bn(None, 1, group=2), two, conv_bn(None, 1, group=2)), _ONE),
-        Row("1x1 in 4 groups", chain(conv_bn(None, 1, group=4), four, conv_bn(None, 1, group=4)), apart, ("price",)),
+        Row("1x1 in 4 groups", chain(conv_bn(None, 1, group=4), four, conv_bn(None, 1, group=4)), apart),
         Row("behind a dense 3x3", chain(conv_bn(None, 3), two), _ONE),
         Row("before a dense 1x1", chain(two, last), _ONE),
         Row("before a grouped 3x3", chain(last, four, conv_bn(None, 3, group=4)), {"Conv": 2}),

@@ -250,16 +250,16 @@ def _next_vit() -> Iterator[Block]:
     to_tokens = chain(bn, shaped(0, 0, -1), _SWAP)
     one = {"Reshape": 1, "Transpose": 1, **_LINEAR, "Relu": 1}
     joint = {"Reshape": 1, "Transpose": 1, "MatMul": 3, "Add": 3, "Relu": 3, "Concat": 1}
-    steps = {"Shape": 1, "Gather": 1, "Unsqueeze": 1, "Concat": 1}
     rows = [
         Row("q, k and v", chain(to_tokens, concat(*(rectified,) * 3, axis=2)), joint),
         Row("one Linear", chain(to_tokens, rectified), one),
-        Row("computed sizes", chain(bn, shaped_computed(None, WIDTH, -1), _SWAP, rectified), {**steps, **one}),
+        Row("computed sizes", chain(bn, shaped_computed(None, WIDTH, -1), _SWAP, rectified), one),
         Row("BN before and behind the movement", chain(to_tokens, _SWAP, bn, _SWAP, rectified), one),
     ]
     yield from family(system, used, form, rows)
-    pooled_ = {"Reshape": 1, "AveragePool": 1, "Transpose": 3, "MatMul": 5, "Add": 3, "Softmax": 1}
-    rows = [Row("attention with a pooled key", _pooled_attention, pooled_)]
+    pooled_ = {"BatchNormalization": 1, "Reshape": 1, "AveragePool": 1, "Transpose": 3, "MatMul": 5, "Add": 3}
+    missing = "the BatchNormalization in front of both the query and the pool"
+    rows = [Row("attention with a pooled key", _pooled_attention, {**pooled_, "Softmax": 1}, missing=missing)]
     yield from family(system, used, form, rows, sizes=(2, 3, 5, 8), exact=False)
 
 
@@ -299,7 +299,8 @@ def _rep_adapter() -> Iterator[Block]:
             Row(
                 "before q, k and v",
                 chain(rep_adapter(), concat(*(rectified,) * 3, axis=2)),
-                {"MatMul": 3, "Add": 3, "Relu": 3, "Concat": 1},
+                {"Transpose": 2, "Conv": 2, "Add": 4, "MatMul": 3, "Relu": 3, "Concat": 1},
+                missing="the adapter in front of three Linears, which could be part of each",
             ),
         ],
         shape=TOKENS,

@@ -32,6 +32,7 @@ class Row(NamedTuple):
     build: Build
     left: Mapping[str, int]
     refused: tuple[str, ...] = ()
+    missing: str = ""
 
 
 def family(
@@ -58,6 +59,7 @@ def family(
             frozenset(row.refused),
             sizes,
             exact,
+            row.missing,
         )
 
 

@@ -39,7 +39,7 @@ class Planner:
         self._solve_inner()
         roots = sorted(
             ((self._views.position(v), layout, v) for layout, values in anchored.items() for v in values),
-            key=lambda root: (-root[0], root[1].kind == "flat", root[1], root[2]),
+            key=lambda root: (-root[0], root[1].kind != "flat", root[1], root[2]),
         )
         for position, layout, value in roots:
             view = (value, layout)
