@@ -200,18 +200,25 @@ def _optimize(arguments: argparse.Namespace) -> int:
     from onnxrep import files, pipeline
     from onnxrep.report import text
 
+    if not arguments.model.name:
+        raise UsageError(f"{arguments.model}: is a folder; name one .onnx file")
+    output = arguments.output or arguments.model.with_suffix(".rep.onnx")
     if arguments.report:
         files.check_target(arguments.report, arguments.follow_symlinks)
-    default = arguments.model.with_suffix(".rep.onnx")
+        _check_apart(arguments.report, arguments.model, output)
     options = _options(arguments)
-    result = pipeline.optimize(
-        arguments.model, arguments.output or default, options, keep_unchanged=bool(arguments.output)
-    )
+    result = pipeline.optimize(arguments.model, output, options, keep_unchanged=bool(arguments.output))
     if arguments.report:
         files.write_bytes(arguments.report, result.report.to_json().encode())
     text.show(result.report, _console(), arguments.verbose)
     good = result.ok or (result.status == "unverified" and options.allow_unverified)
     return 0 if good else 1
+
+
+def _check_apart(report: Path, *models: Path) -> None:
+    """Check that a report does not take the place of a model."""
+    if report.resolve() in [m.resolve() for m in models]:
+        raise UsageError(f"--report {report}: is a model of this run")
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
@@ -221,6 +228,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
     if arguments.report:
         files.check_target(arguments.report)
+        _check_apart(arguments.report, arguments.model)
     report = pipeline.inspect(arguments.model, inline_functions=arguments.inline_functions)
     if arguments.report:
         files.write_bytes(arguments.report, report.to_json().encode())

@@ -36,6 +36,9 @@ EVALUABLE = frozenset(f"{_MOVES} {_MATHS}".split())
 """Deterministic ops of the default domain that are worth evaluating on constants."""
 
 
+_SINCE = {"BatchNormalization": 14, "Softmax": 13}
+"""Opsets from which on the evaluator has the meaning of an op."""
+
 _CARRIERS = frozenset(
     "Identity Reshape Flatten Squeeze Unsqueeze Transpose Cast CastLike Expand Shape Constant".split()
 )
@@ -96,13 +99,22 @@ class Constants:
         inputs = [v.name for v in node.inputs if v.name]
         if node.op == "Constant":
             return True
-        if node.op not in EVALUABLE or not inputs:
+        if node.op not in EVALUABLE or not inputs or not self._has_one_meaning(node):
             return False
         if node.op == "CastLike" and len(inputs) == 2:
             return self.has(inputs[0]) and (self.has(inputs[1]) or self._stand_in(node, inputs[1]) is not None)
         if node.op == "Shape":
             return self.has(inputs[0]) or self._stand_in(node, inputs[0]) is not None
         return all(map(self.has, inputs))
+
+    def _has_one_meaning(self, node: gs.Node) -> bool:
+        """Whether the evaluator computes a node as a runtime does: some ops meant something else in older opsets."""
+        opset = self._scope.model.opset
+        if node.op == "BatchNormalization":
+            return opset >= _SINCE[node.op] and not node.attrs.get("training_mode", 0)
+        if node.op == "Dropout":
+            return len(node.inputs) < 3
+        return opset >= _SINCE.get(node.op, 0)
 
     def _stand_in(self, node: gs.Node | onnx.NodeProto, name: str) -> Constant | None:
         """Return a constant with the type (CastLike) or dims (Shape) of a value that is data, None if unknown."""

@@ -259,12 +259,14 @@ def check_target(target: Path, follow_symlinks: bool = False) -> None:
     """Check, before any work is done, that a file could be written at ``target``.
 
     Raises:
-        UsageError: its folder is missing, or it is a folder or a link.
+        UsageError: its folder is missing, or it is a folder, a device or a link.
         OutputError: its folder is not writable.
 
     """
     if target.is_dir():
         raise UsageError(f"{target}: is a folder; name the output file")
+    if target.exists() and not target.is_file():
+        raise UsageError(f"{target}: is no regular file")
     if target.is_symlink() and not follow_symlinks:
         raise UsageError(f"{target}: is a symbolic link; --follow-symlinks writes through it")
     folder = target.resolve().parent

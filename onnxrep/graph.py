@@ -167,6 +167,13 @@ class Model:
         return name
 
 
+def overridable(proto: onnx.ModelProto) -> set[str]:
+    """Return the initializers for which a caller may feed another value: graph inputs too (IR version 4 on)."""
+    if proto.ir_version <= _INITIALIZERS_ARE_INPUTS_IR:
+        return set()
+    return {v.name for v in proto.graph.input} & {t.name for t in proto.graph.initializer}
+
+
 def _skeleton(source: onnx.GraphProto, target: onnx.GraphProto, lifted: Collection[str]) -> None:
     """Copy names, types, dims and the plain attributes of lifted ops; no tensor payload."""
     target.name = source.name

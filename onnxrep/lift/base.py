@@ -184,6 +184,8 @@ class Facts:
         channels = shape[1] if self.layout == FIRST else shape[-1]
         if not isinstance(channels, int):
             raise Decline("unknown-shape", f"the number of channels of {name} is not known")
+        if channels < 1:
+            raise Decline("unknown-shape", f"{name} has no channels")
         return channels, len(shape) - 2 if self.layout == FIRST else 0
 
     def channel_axes(self, shape: Shape) -> range:

@@ -53,14 +53,22 @@ _PICKING = frozenset(("Identity", "Slice", "Split"))
 
 _INFINITE = 2**31 - 1
 _LONGEST = 64
-_LARGEST = 1 << 21
+_LARGEST = 1 << 22
 """Elements of the image of indices."""
-_LARGEST_BOUND = 256
+_LARGEST_REACH = 64
 """A chain with larger numbers in it than this may change its ways at a size that is not tried."""
+_BOUNDS = ("starts", "ends", "pads", "split")
+_WITHOUT_BOUNDS = frozenset((*_PLAIN, "Concat", "DepthToSpace", "SpaceToDepth"))
+"""Ops that do the same at every size at which they run."""
+_STEADY = frozenset("Shape Gather Slice Concat Squeeze Unsqueeze Cast Identity Reshape Add Sub Range Expand".split())
+_STEADY |= frozenset(("CastLike", "ConstantOfShape", "Neg", "ScatterND", "Transpose"))
+"""Ops that make nothing but sums of sizes and constants."""
 _MOST_SERVANTS = 512
 _SOURCES = 3
 _BATCHES = (1, 2)
 _LENGTHS = (1, 2, 3, 5, 7, 24, 36)
+_ROUND = 24
+"""What most steps divide."""
 
 Known = dict[Any, int]
 """Sizes for those that are only named."""
@@ -195,11 +203,14 @@ class Rearranger:
         before = self._shapes.of(chain.source)
         if before is None or not isinstance(before[1], int):
             return None
-        dynamic = [a for a in range(2, len(before)) if not isinstance(before[a], int)]
-        if dynamic and self._largest_bound(chain) > _LARGEST_BOUND:
+        dynamic = [a for a in range(len(before)) if not isinstance(before[a], int)]
+        reach = self._reach(chain) if dynamic else 0
+        if reach is None or reach > _LARGEST_REACH:
             return None
         samples = [s for known in _environments(before) for s in [self._run(chain, before, known)] if s is not None]
-        if not samples or any(len({s.before[a] for s in samples}) < 2 for a in dynamic):
+        far = [self._run(chain, before, known) for known in _far(before, reach)]
+        samples += [s for s in far if s is not None]
+        if (len(samples) < 2 and dynamic) or not samples or None in far:
             return None
         samples.sort(key=lambda s: math.prod(s.before), reverse=True)
         found = fitted(samples)
@@ -316,13 +327,19 @@ class Rearranger:
         except KeyError:
             return None
 
-    def _largest_bound(self, chain: _Chain) -> float:
-        """Return the largest integer that says where a chain moves data, those that stand for infinity left out."""
-        largest = 0.0
+    def _reach(self, chain: _Chain) -> int | None:
+        """Return a length behind which a chain cannot change its ways; None if there may be none.
+
+        Ops that only reshape have no such length. Where the others read, write or cut is a sum of sizes and constants.
+        """
+        total = 0
         seen: set[str] = set()
-        stack = []
+        stack: list[str] = []
         for position in chain.positions:
             node = self._scope.nodes[position]
+            if node.op in _WITHOUT_BOUNDS:
+                continue
+            total += sum(abs(int(v)) for key in _BOUNDS for v in node.attrs.get(key) or () if abs(int(v)) < _INFINITE)
             moved = self._moved_inputs(node)
             stack += [v.name for v in node.inputs if v.name and v.name not in moved]
         while stack:
@@ -332,12 +349,18 @@ class Rearranger:
             seen.add(name)
             if self._facts.is_constant(name):
                 constant = self._facts.constants.get(name)
-                if constant is not None and np.issubdtype(constant.values().dtype, np.integer):
+                if constant is None:
+                    return None
+                if np.issubdtype(constant.values().dtype, np.integer):
                     values = np.abs(constant.values().astype(np.float64))
-                    largest = max(largest, float(np.max(values[values < _INFINITE], initial=0)))
-            elif name in self._scope.producer and self._scope.nodes[self._scope.producer[name]].op != "Shape":
-                stack += [v.name for v in self._scope.nodes[self._scope.producer[name]].inputs if v.name]
-        return largest
+                    total += int(np.max(values[values < _INFINITE], initial=0))
+                continue
+            maker = self._scope.nodes[self._scope.producer[name]] if name in self._scope.producer else None
+            if maker is None or maker.op not in _STEADY:
+                return None
+            if maker.op != "Shape":
+                stack += [v.name for v in maker.inputs if v.name]
+        return total
 
 
 def _wide(values: NDArray[Any]) -> NDArray[Any]:
@@ -350,13 +373,25 @@ def _environments(shape: Shape) -> Iterator[Known]:
     open_ = [a for a in range(2, len(shape)) if isinstance(shape[a], Size)]
     for batch in _BATCHES if isinstance(shape[0], Size) else (1,):
         for index in range(len(_LENGTHS) if open_ else 1):
-            wanted = {0: batch, **{a: _LENGTHS[(index + k) % len(_LENGTHS)] for k, a in enumerate(open_)}}
-            known: Known = {}
-            for axis, length in wanted.items():
-                dim = shape[axis]
-                if isinstance(dim, Size):
-                    known.setdefault(dim.base, dim.stride * (length - 1) - dim.size)
-            yield known
+            yield _known(shape, {0: batch, **{a: _LENGTHS[(index + k) % len(_LENGTHS)] for k, a in enumerate(open_)}})
+
+
+def _far(shape: Shape, reach: int) -> Iterator[Known]:
+    """Yield sizes of which one at a time is larger than twice the reach of a chain."""
+    far = _ROUND * (2 * reach // _ROUND + 1)
+    open_ = [a for a in range(len(shape)) if a != 1 and isinstance(shape[a], Size)]
+    for axis in open_:
+        yield _known(shape, {a: far if a == axis else _ROUND if a else 1 for a in open_})
+
+
+def _known(shape: Shape, wanted: Mapping[int, int]) -> Known:
+    """Return sizes for which a shape has the wanted lengths."""
+    known: Known = {}
+    for axis, length in wanted.items():
+        dim = shape[axis]
+        if isinstance(dim, Size):
+            known.setdefault(dim.base, dim.stride * (length - 1) - dim.size)
+    return known
 
 
 def _number(dim: Dim, known: Known) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from onnxrep.equality import EqualValues
 from onnxrep.fusions import claimed
@@ -18,6 +19,8 @@ View = tuple[str, Layout]
 """A value, looked at in a layout."""
 
 _PRODUCTS = ("MatMul", "Gemm")
+_REAL = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE))
+_CALCULATING = frozenset("Add Sub Mul Div Sum Mean Conv ConvTranspose MatMul Gemm BatchNormalization".split())
 _LAZY = ("Reshape", "Transpose")
 
 
@@ -79,7 +82,7 @@ class Views:
             return None
         node = self.scope.nodes[position]
         plain = self._lift_one(node, position, view)
-        if layout == FIRST and is_mover(node):
+        if layout == FIRST and is_mover(node) and self._is_real(node, value):
             return self._rearranger.lift(value, plain) or plain
         return plain
 
@@ -87,7 +90,7 @@ class Views:
         """Lift a node by itself, or note why not."""
         value, layout = view
         lift = lifts(layout).get(node.op)
-        if lift is None or node.domain not in DEFAULT_DOMAINS:
+        if lift is None or node.domain not in DEFAULT_DOMAINS or not self._is_real(node, value):
             return None
         if any(a.name not in node.attrs for a in self.scope.proto.node[position].attribute):
             self.declined[view] = Decline("unknown-attribute", f"{node.op} has an attribute of an unusual type")
@@ -99,6 +102,14 @@ class Views:
         except Decline as decline:
             self.declined[view] = decline
             return None
+
+    def _is_real(self, node: gs.Node, value: str) -> bool:
+        """Whether a value holds real numbers: integers divide and overflow in their own ways."""
+        kind = self.facts.shapes.type_of(value)
+        if kind or node.op not in _CALCULATING:
+            return not kind or kind in _REAL
+        parameters = (self.facts.constants.get(v.name) for v in node.inputs if self.facts.is_constant(v.name))
+        return all(p is not None and p.data_type in _REAL for p in parameters)
 
     def forbid(self, view: View, decline: Decline) -> None:
         """Treat a value's op as a boundary from now on: its numbers cannot be used."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,7 +223,7 @@ def _from_file(session: Session, path: Path) -> Iterator[InputSet]:
             arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise UsageError(f"--input-data {path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"--input-data {path}: not a .npz file of plain arrays ({error})") from None
     missing = [name for name, _, _ in session.inputs if name not in arrays]
     if missing:
@@ -232,6 +233,8 @@ def _from_file(session: Session, path: Path) -> Iterator[InputSet]:
     ranks = {name: len(dims) for name, _, dims in session.inputs}
     stacked = all(arrays[name].ndim == rank + 1 for name, rank in ranks.items())
     count = min((len(arrays[name]) for name in ranks), default=1) if stacked else 1
+    if not count:
+        raise UsageError(f"--input-data {path}: holds no set of inputs")
     for index in range(count):
         feeds: dict[str, NDArray[Any]] = {}
         for name, kind, _ in session.inputs:

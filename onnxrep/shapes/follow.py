@@ -53,12 +53,16 @@ class Shapes:
         self._types: dict[str, int] = {}
         self._vectors: dict[str, tuple[Dim, ...] | None] = {}
         for tensor in scope.proto.initializer:
+            if scope.is_overridable(tensor.name):
+                continue
             self._shapes[tensor.name] = tuple(tensor.dims)
             self._types[tensor.name] = tensor.data_type
         infos = [*inferred.input, *inferred.value_info, *inferred.output] if inferred is not None else []
         for info in infos:
             kind = info.type.tensor_type
-            if info.type.HasField("tensor_type") and info.name not in scope.initializers:
+            if info.type.HasField("tensor_type") and (
+                info.name not in scope.initializers or scope.is_overridable(info.name)
+            ):
                 self._types[info.name] = kind.elem_type
                 if kind.HasField("shape"):
                     self._shapes[info.name] = tuple(

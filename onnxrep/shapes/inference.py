@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx
 from onnx import AttributeProto
 
 from onnxrep.files import is_external
-from onnxrep.graph import Model
+from onnxrep.graph import Model, overridable
 
 _PAYLOAD_LIMIT = 64
 
@@ -20,7 +20,7 @@ def inferred(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | Non
     copy.opset_import.extend(proto.opset_import)
     for function in proto.functions:
         copy.functions.add().CopyFrom(function)
-    _light(proto.graph, copy.graph, inner=False)
+    _light(proto.graph, copy.graph, inner=False, overridable=overridable(proto))
     for value in copy.graph.input:
         if shapes and value.name in shapes:
             del value.type.tensor_type.shape.dim[:]
@@ -48,11 +48,12 @@ def infer(model: Model) -> dict[int, onnx.GraphProto]:
     return graphs
 
 
-def _light(source: onnx.GraphProto, target: onnx.GraphProto, inner: bool) -> None:
-    """Copy a graph without large payloads and without any shape that is only declared."""
+def _light(source: onnx.GraphProto, target: onnx.GraphProto, inner: bool, overridable: Collection[str] = ()) -> None:
+    """Copy a graph without large payloads, without any shape that is only declared, and without default inputs."""
     target.name = source.name
     for tensor in source.initializer:
-        _light_tensor(tensor, target.initializer.add())
+        if tensor.name not in overridable:
+            _light_tensor(tensor, target.initializer.add())
     for value in source.input:
         copy = target.input.add()
         copy.CopyFrom(value)
