@@ -193,6 +193,11 @@ class Geometry:
         steps = math.prod(self.stride)
         return 1 / steps if self.mode == "transpose" else float(steps)
 
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """How far the taps move, per axis, where the result is read one position further on."""
+        return (-1,) * self.axes if self.mode == "transpose" else self.stride
+
     def plus(self, other: Geometry, lengths: Sequence[int] | None = None, same_grid: bool = False) -> Geometry:
         """Return the geometry of the sum of two maps of one source.
 
@@ -224,7 +229,8 @@ class Geometry:
         """Return the geometry of ``self`` applied to the result of ``first``; see :func:`border_fault` for exactness.
 
         Raises:
-            Inexact: one of the two is a transposed or SAME-padded map and the other is not pointwise.
+            Inexact: two maps of which none is pointwise are no such map together: only a convolution behind a
+                convolution is, and one without stride behind a transposed one.
             Vanishes: the result is zero.
 
         """
@@ -244,16 +250,18 @@ class Geometry:
             return replace(first, **channels)
         if first.is_pointwise:
             return replace(self, **channels)
-        if self.mode != "conv" or first.mode != "conv":
-            raise Inexact("a transposed or SAME-padded convolution combines with pointwise maps only")
+        if self.mode != "conv" or first.mode.startswith("SAME"):
+            raise Inexact("only pointwise maps combine in front of a transposed convolution, or with SAME padding")
+        if first.mode == "transpose" and max(self.stride) > 1:
+            raise Inexact("a convolution with a stride does not combine with a transposed one in front of it")
         taps, stride, size = [], [], []
-        for tb, ta, sb, sa, cb, ca in zip(
-            self.taps, first.taps, self.stride, first.stride, self.size, first.size, strict=True
+        for tb, ta, sb, sa, step, cb, ca in zip(
+            self.taps, first.taps, self.stride, first.stride, first.steps, self.size, first.size, strict=True
         ):
-            taps.append(tuple(sorted({sa * u + v for u, v in product(tb, ta)})))
+            taps.append(tuple(sorted({step * u + v for u, v in product(tb, ta)})))
             stride.append(sa * sb)
-            size.append(ca + sa * (1 + cb))
-        return Geometry(taps=tuple(taps), stride=tuple(stride), size=tuple(size), **channels)
+            size.append(ca + abs(step) * (1 + cb))
+        return Geometry(taps=tuple(taps), stride=tuple(stride), size=tuple(size), mode=first.mode, **channels)
 
 
 def _span(span: Span | None, count: int) -> Span | None:
@@ -404,7 +412,7 @@ class Map:
         total = np.zeros((groups, shape[0] // groups, *shape[1:]))
         for index, tap in enumerate(product(*b.taps)):
             part = np.matmul(np.ascontiguousarray(outer[..., index]), lower)
-            moved = tuple(tuple(s * u + v for v in t) for s, u, t in zip(a.stride, tap, a.taps, strict=True))
+            moved = tuple(tuple(s * u + v for v in t) for s, u, t in zip(a.steps, tap, a.taps, strict=True))
             place = (slice(None), *_grid(moved, geometry.taps))
             total[place] += part.reshape(*total.shape[:3], *map(len, a.taps))
         return Map(geometry, total.reshape(shape))
@@ -487,27 +495,43 @@ def border_fault(second: Map, first: Map, bias: Array | None, lengths: Sequence[
     if b.is_pointwise:
         return None
     if bias is not None and np.any((bias != 0) & second.reads):
-        middle = None if lengths is None or a.mode != "conv" else a.result(lengths)
+        middle = None if lengths is None else a.result(lengths)
         if b.mode == "transpose":
             return "a bias in front of a transposed convolution reaches each position a different number of times"
         if reads_outside(second, middle):
             return "a bias in front of a padded convolution does not reach the padding"
-    if b.mode != "conv" or a.mode != "conv":
-        return None if a.is_pointwise else "a transposed or SAME-padded convolution is treated unequally by the other"
+    if a.is_pointwise:
+        return None
+    if b.mode != "conv" or a.mode.startswith("SAME"):
+        return "a transposed or SAME-padded convolution is treated unequally by the other"
+    differs = _reads_cut if a.mode == "transpose" else _reads_continued
     for axis, (tb, ta) in enumerate(zip(second.support, first.support, strict=True)):
-        if not tb or not ta:
-            continue
-        stride, size = a.stride[axis], a.size[axis]
-        low, high = tb[0] < 0, b.size[axis] + tb[-1] >= 0
-        gone = size + 1 + ta[0] >= 0 or (a.tiles and ta[0] >= 0)
-        if lengths is not None:
-            inside = positions(lengths[axis], stride, size)
-            last = positions(inside, b.stride[axis], b.size[axis]) - 1
-            high = b.stride[axis] * last + tb[-1] >= inside
-            gone = stride * inside + ta[0] >= lengths[axis]
-        if (low and ta[-1] > stride - 1) or (high and not gone):
+        if tb and ta and differs(second, first, axis, None if lengths is None else lengths[axis]):
             return "the second convolution is padded, and the first one does not vanish in that padding"
     return None
+
+
+def _reads_continued(second: Map, first: Map, axis: int, length: int | None) -> bool:
+    """Whether, on one axis, a convolution reads outside the result of another, where that one would go on."""
+    b, a = second.geometry, first.geometry
+    tb, ta, stride, size = second.support[axis], first.support[axis], a.stride[axis], a.size[axis]
+    low, high = tb[0] < 0, b.size[axis] + tb[-1] >= 0
+    gone = size + 1 + ta[0] >= 0 or (a.tiles and ta[0] >= 0)
+    if length is not None:
+        inside = positions(length, stride, size)
+        last = positions(inside, b.stride[axis], b.size[axis]) - 1
+        high = b.stride[axis] * last + tb[-1] >= inside
+        gone = stride * inside + ta[0] >= length
+    return (low and ta[-1] > stride - 1) or (high and not gone)
+
+
+def _reads_cut(second: Map, first: Map, axis: int, length: int | None) -> bool:
+    """Whether, on one axis, a convolution without stride reads what a transposed one writes outside its result."""
+    b, a = second.geometry, first.geometry
+    tb, ta, stride, size = second.support[axis], first.support[axis], a.stride[axis], a.size[axis]
+    before = (r for t in ta for r in range(t, 0, stride)[:length])
+    behind = (r for t in ta for r in range(t, size - 1, -stride)[:length])  # counted from where the last input is
+    return any(r >= tb[0] for r in before) or any(r <= size + b.size[axis] + tb[-1] for r in behind)
 
 
 @dataclass(frozen=True)

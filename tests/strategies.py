@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -46,6 +46,16 @@ def map_of(window, outputs, inputs, group, rng, bound=4):
     size = tuple(b + e - d * (n - 1) - 1 for n, d, b, e in zip(kernel, dilation, begins, ends, strict=True))
     geometry = Geometry(outputs, inputs, group, taps, tuple(strides), size)
     return Map(geometry, rng.integers(-bound, bound + 1, geometry.weight_shape).astype(np.float64))
+
+
+def transposed_of(window, outputs, inputs, group, rng):
+    """Return the map of a transposed convolution with the same attributes, and output padding where one is allowed."""
+    kernel, dilation, begins, ends, strides = window
+    plain = map_of(window, outputs, inputs, group, rng)
+    extra = [int(rng.integers(s)) for s in strides]
+    columns = zip(kernel, dilation, begins, ends, extra, strict=True)
+    size = tuple(d * (k - 1) + 1 + o - b - e for k, d, b, e, o in columns)
+    return Map(replace(plain.geometry, size=size, mode="transpose"), plain.weight)
 
 
 @st.composite

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxrep.emit import attributes_of, weight_of
 from onnxrep.lattice import Geometry, Inexact, Map, NotAligned, Vanishes, border_fault
 from tests import oracle
-from tests.strategies import groups, map_of, seeds, windows
+from tests.strategies import groups, map_of, seeds, transposed_of, windows
 
 
 def line(weights, taps, size, stride=1):
@@ -20,20 +21,21 @@ def line(weights, taps, size, stride=1):
     return Map(geometry, np.array(weights, float).reshape(1, 1, -1))
 
 
+def up(weights, taps, size=2, stride=2):
+    """A transposed 1-D map with one channel."""
+    geometry = Geometry(1, 1, 1, (tuple(taps),), (stride,), (size,), "transpose")
+    return Map(geometry, np.array(weights, float).reshape(1, 1, -1))
+
+
 def apply(map_, x, bias=None):
     """What the emitted convolution computes, by the oracle."""
-    g, kernel = map_.geometry, map_.geometry.kernel
-    assert min((*kernel.begins, *kernel.ends, 0)) == 0
-    attributes = {
-        "strides": list(g.stride),
-        "dilations": list(kernel.dilations),
-        "pads": [*kernel.begins, *kernel.ends],
-        "group": g.group,
-    }
-    inputs = [np.asarray(x, float), map_.dense_kernel()]
+    g, attributes = map_.geometry, attributes_of(map_)
+    assert min((*attributes["pads"], 0)) == 0
+    assert all(0 <= o < s for o, s in zip(g.kernel.output_padding, g.stride, strict=True))
+    inputs = [np.asarray(x, float), weight_of(map_)]
     if bias is not None:
         inputs.append(np.asarray(bias, float))
-    return oracle.conv(inputs, attributes)
+    return (oracle.conv_transpose if g.mode == "transpose" else oracle.conv)(inputs, attributes)
 
 
 def dense(map_):
@@ -49,15 +51,19 @@ def dense(map_):
 
 
 def direct(map_, x):
-    """The map's defining equation, position by position."""
+    """The map's defining equation, tap by tap; a transposed map writes where the other one reads."""
     g, w = map_.geometry, dense(map_)
-    sizes = g.result(x.shape[2:])
+    sizes, transposed = g.result(x.shape[2:]), g.mode == "transpose"
     y = np.zeros((x.shape[0], g.outputs, *sizes))
-    for place in np.ndindex(*sizes):
-        for index in np.ndindex(*w.shape[2:]):
-            at = [s * p + t[i] for s, p, t, i in zip(g.stride, place, g.taps, index, strict=True)]
-            if all(0 <= a < n for a, n in zip(at, x.shape[2:], strict=True)):
-                y[(slice(None), slice(None), *place)] += x[(slice(None), slice(None), *at)] @ w[(..., *index)].T
+    for index in np.ndindex(*w.shape[2:]):
+        places = [[np.arange(x.shape[0])], [np.arange(x.shape[0])]]
+        for i, s, t, n, m in zip(index, g.stride, g.taps, x.shape[2:], sizes, strict=True):
+            strided = s * np.arange(n if transposed else m) + t[i]
+            inside = np.flatnonzero((strided >= 0) & (strided < (m if transposed else n)))
+            places[transposed].append(strided[inside])
+            places[not transposed].append(inside)
+        read, written = (np.ix_(p[0], np.arange(c), *p[1:]) for p, c in zip(places, (g.inputs, g.outputs), strict=True))
+        y[written] += np.einsum("oi,ni...->no...", w[(..., *index)], x[read])
     return y
 
 
@@ -126,16 +132,36 @@ def test_emission_finds_the_common_dilation():
 
 
 def test_transposed_sum():
-    def transposed(weights, taps):
-        geometry = Geometry(1, 1, 1, (tuple(taps),), (2,), (2,), "transpose")
-        return Map(geometry, np.array(weights, float).reshape(1, 1, -1))
-
-    merged = transposed([1, 2, 3, 4], (-1, 0, 1, 2)).plus(transposed([10, 20], (0, 1)))
-    kernel = merged.geometry.kernel
+    merged = up([1, 2, 3, 4], (-1, 0, 1, 2)).plus(up([10, 20], (0, 1)))
     assert merged.dense_kernel().ravel().tolist() == [1, 12, 23, 4]
-    attributes = {"strides": [2], "pads": [*kernel.begins, *kernel.ends], "output_padding": list(kernel.output_padding)}
-    y = oracle.conv_transpose([row(1, 2, 3), merged.dense_kernel()], attributes)
-    assert y.ravel().tolist() == [12, 25, 28, 49, 44, 69]
+    assert apply(merged, row(1, 2, 3)).ravel().tolist() == [12, 25, 28, 49, 44, 69]
+
+
+def test_a_convolution_behind_a_transposed_one():
+    first, second = up([1, 2], (0, 1)), line([1, 10, 100], (-1, 0, 1), -1)
+    assert border_fault(second, first, None) is None
+    merged = second.after(first)
+    assert merged.geometry == Geometry(1, 1, 1, ((-1, 0, 1, 2),), (2,), (2,), "transpose")
+    assert merged.dense_kernel().ravel().tolist() == [100, 210, 21, 2]
+    assert apply(merged, row(1, 2, 3)).ravel().tolist() == [210, 221, 422, 342, 634, 63]
+    assert merged.geometry.macs == 2
+
+
+def test_a_padded_convolution_does_not_see_what_a_transposed_one_cut_off():
+    second = line([1, 1, 1], (-1, 0, 1), -1)
+    for taps, size, stride, seen in (
+        ((0, 1), 2, 2, False),
+        ((0, 1), 3, 2, False),
+        ((0, 1, 2), 2, 2, True),
+        ((-1, 0, 1), 2, 2, True),
+        ((-2, 0, 1), 3, 3, False),  # writes to -2 and to 1, never to -1
+        ((-4, 0, 1), 3, 3, True),
+    ):
+        fault = border_fault(second, up([1] * len(taps), taps, size, stride), None)
+        assert (fault is not None) == seen
+    crop = line([1], (1,), -3)
+    assert border_fault(crop, up([1, 1, 1], (-1, 0, 1)), np.ones(1)) is None
+    assert "bias" in border_fault(second, up([1, 1], (0, 1)), np.ones(1))
 
 
 def test_identity_in_groups_is_not_a_plain_diagonal():
@@ -162,15 +188,19 @@ def test_weight_must_have_the_shape_of_its_geometry():
         Map(Geometry.identity(3, 2), np.zeros((3, 3, 1, 1)))
 
 
-def test_transposed_and_same_padded_maps_combine_with_pointwise_ones_only():
+def test_what_does_not_combine_with_transposed_and_same_padded_maps():
     transposed = Map(Geometry(1, 1, 1, ((0, 1),), (2,), (2,), "transpose"), np.ones((1, 1, 2)))
     same = Map(Geometry(1, 1, 1, ((0, 1, 2),), (2,), (-1,), "SAME_UPPER"), np.ones((1, 1, 3)))
     plain, point = line([1, 1], (0, 1), -2), line([3], (0,), -1)
+    with pytest.raises(Inexact, match="stride"):
+        line([1, 1], (0, 1), -2, stride=2).after(transposed)
+    with pytest.raises(Inexact, match="SAME"):
+        plain.after(same)
+    assert border_fault(plain, same, None) is not None
     for special in (transposed, same):
-        with pytest.raises(Inexact):
-            plain.after(special)
-        with pytest.raises(Inexact):
+        with pytest.raises(Inexact, match="in front of a transposed"):
             special.after(plain)
+        assert border_fault(special, plain, None) is not None
         assert point.after(special).weight.tolist() == (3 * special.weight).tolist()
         assert special.after(point).weight.tolist() == (3 * special.weight).tolist()
         assert border_fault(special, point, None) is None
@@ -184,14 +214,14 @@ SIZES = range(1, 9)
 
 
 @settings(max_examples=300, deadline=None)
-@given(windows(), groups(), seeds)
-def test_emitted_kernel_is_the_defining_equation(window, channels, seed):
+@given(windows(), groups(), seeds, st.booleans())
+def test_emitted_kernel_is_the_defining_equation(window, channels, seed, transposed):
     rng = np.random.default_rng(seed)
-    map_ = map_of(window, *channels, rng)
+    map_ = (transposed_of if transposed else map_of)(window, *channels, rng)
     for _ in range(4):
-        shape = [int(n) for n in rng.integers(1, 9, map_.geometry.axes)]
+        shape = [int(n) for n in rng.integers(1, 9 if len(window[0]) < 3 else 5, map_.geometry.axes)]
         x = rng.integers(-4, 5, (1, channels[1], *shape)).astype(float)
-        if min((n + c for n, c in zip(shape, map_.geometry.size, strict=True)), default=0) >= 0:
+        if min(map_.geometry.result(shape), default=1) > 0:
             assert np.array_equal(apply(map_, x), direct(map_, x))
             assert np.array_equal(apply(map_.trimmed(), x), direct(map_, x))
 
@@ -251,6 +281,45 @@ def _can_tell(first, second, bias):
     g = first.geometry
     grouped = g.group > 1 or second.geometry.group > 1
     return not grouped and bias is None and g.stride == (1,) and second.geometry.stride == (1,)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), seeds, st.booleans())
+def test_convolution_behind_a_transposed_one_is_exact_iff_the_predicate_says_so(data, seed, biased):
+    """For weights without chance cancellation, at eight consecutive sizes, in one and two dimensions."""
+    rng = np.random.default_rng(seed)
+    axes = data.draw(st.integers(1, 2))
+    first_channels, last = data.draw(groups()), data.draw(st.integers(1, 2))
+    first = transposed_of(data.draw(windows(axes=axes)), *first_channels, rng)
+    group = data.draw(st.sampled_from([g for g in (1, 2, 3) if first_channels[0] % g == 0]))
+    second = map_of(data.draw(windows(axes=axes, stride=1)), group * last, first_channels[0], group, rng)
+    first, second = (Map(m.geometry, rng.uniform(1, 2, m.weight.shape)) for m in (first, second))
+    bias = rng.uniform(1, 2, first_channels[0]) if biased else None
+    composed = second.after(first)
+    shift = None if bias is None else second.response(bias)
+    fault, agree = border_fault(second, first, bias), True
+    start = 2 + max(abs(t) for m in (first, composed) for taps in m.geometry.taps for t in taps)
+    for size in (1, *range(start, start + 8)):
+        shape = [size, 2][:axes] if size == 1 else [size, start][:axes]
+        x = rng.uniform(1, 2, (1, first_channels[1], *shape))
+        if min(first.geometry.result(shape)) < 1 or min(composed.geometry.result(shape)) < 1:
+            assert size == 1
+            continue
+        middle, merged = (direct(m, x) + _column(v, axes) for m, v in ((first, bias), (composed, shift)))
+        expected = direct(second, middle)
+        assert merged.shape == expected.shape
+        same = np.allclose(merged, expected, rtol=1e-12, atol=0)
+        if size in (1, start) and merged[0, 0].size < 400:
+            assert np.allclose(apply(composed, x, shift), merged, rtol=1e-12, atol=0)
+        if fault is None or border_fault(second, first, bias, shape) is None:
+            assert same
+        agree &= same
+    assert agree == (fault is None)
+
+
+def _column(vector, axes):
+    """A bias as it is added to images."""
+    return 0.0 if vector is None else vector.reshape(-1, *[1] * axes)
 
 
 @settings(max_examples=200, deadline=None)

@@ -473,6 +473,86 @@ def test_separable_stack_beside_its_host():
     assert not folds
 
 
+# -- convolution after transposed convolution -----------------------------------------------------------------------
+
+
+def transposed(n, x, outputs, kernel, bias=False, group=1, **attributes_):
+    weight = n.draw(n.channels[x], outputs // group, *(kernel,) * n.axes[x])
+    names = [n.constant(weight), n.constant(n.draw(outputs))][: 1 + bias]
+    return n.op("ConvTranspose", x, *names, channels=outputs, group=group, **attributes_)
+
+
+@pytest.mark.parametrize(
+    ("transposed_", "convolution"),
+    [
+        ({"kernel": 2, "strides": [2, 2]}, {"kernel": 3}),
+        ({"kernel": 2, "strides": [2, 2]}, {"kernel": 3, "pads": [0, 1, 2, 1]}),
+        ({"kernel": 2, "strides": [2, 2], "bias": True}, {"kernel": 3, "pads": 0}),
+        ({"kernel": 2, "strides": [2, 3], "output_padding": [1, 2], "bias": True}, {"kernel": 2, "pads": 0}),
+        ({"kernel": 2, "strides": [2, 2], "output_padding": [1, 1]}, {"kernel": 3}),
+        ({"kernel": 4, "strides": [2, 2], "pads": [1, 1, 1, 1], "bias": True}, {"kernel": 3, "pads": 0}),
+        ({"kernel": 3, "strides": [2, 2], "pads": [0, 1, 0, 1], "bias": True}, {"kernel": [3, 1], "pads": 0}),
+        ({"kernel": 2, "strides": [2, 2], "group": 4}, {"kernel": 3, "group": 4}),
+        ({"kernel": 2, "strides": [3, 2], "group": 2}, {"kernel": [1, 3], "dilation": 2, "group": 2}),
+        ({"kernel": 3, "strides": [1, 1], "bias": True}, {"kernel": 2, "pads": 0, "group": 2}),
+    ],
+)
+def test_a_convolution_behind_a_transposed_one(transposed_, convolution):
+    n = net()
+    y = transposed(n, n.input(("N", 4, "H", "W")), 64, **transposed_)
+    model = n.model(n.bn(n.conv(y, 4, bias=True, **convolution)))
+    becomes(model, ["ConvTranspose"], (3, 4, 5, 8))
+
+
+def test_a_block_behind_a_transposed_convolution():
+    n = net()
+    y = transposed(n, n.input(("N", 4, "L")), 4, 2, strides=[2])
+    y = n.scale(y, n.per_channel(y))
+    y = n.add(n.conv_bn(y, 4, 3), n.conv_bn(y, 4, 1), n.bn(y))
+    becomes(n.model(n.relu(y)), ["ConvTranspose", "Relu"], (1, 2, 5, 8))
+
+
+def test_a_crop_behind_a_transposed_convolution():
+    n = net()
+    y = transposed(n, n.input(("N", 4, "L")), 6, 3, bias=True, strides=[2])
+    ends = [n.constant([i], dtype=np.int64) for i in (1, -1, 2)]
+    result, _, _ = becomes(n.model(n.op("Slice", y, *ends)), ["ConvTranspose"], (2, 3, 8))
+    assert attributes(node(result, "ConvTranspose"))["pads"] == [1, 1]
+
+
+@pytest.mark.parametrize(("width", "folds"), [(3, False), (4, True)])
+def test_work_behind_a_transposed_convolution_is_counted_per_position_of_the_output(width, folds):
+    """2x2 with stride 2 (8 -> m), then 3x3 (m -> 8): 8m + 72m against 4 * 4 * 8 * 8 / 4 = 256."""
+    n = net()
+    model = n.model(n.conv(transposed(n, image(n, 8), width, 2, strides=[2, 2]), 8, 3))
+    _, records, _ = folded(model)
+    assert [r.macs for r in records] == ([(80.0 * width, 256.0)] if folds else [])
+
+
+@pytest.mark.parametrize(
+    ("transposed_", "convolution", "code"),
+    [
+        ({"kernel": 2, "strides": [2, 2], "bias": True}, {"kernel": 3}, "border"),
+        ({"kernel": 4, "strides": [2, 2], "pads": [1, 1, 1, 1]}, {"kernel": 3}, "border"),
+        ({"kernel": 3, "strides": [2, 2], "pads": [0, 0, 0, 1]}, {"kernel": 3}, "border"),
+        ({"kernel": 2, "strides": [2, 2]}, {"kernel": 3, "stride": 2}, "not-aligned"),
+    ],
+)
+def test_what_stays_behind_a_transposed_convolution(transposed_, convolution, code):
+    n = net()
+    _, folds, refusals = folded(n.model(n.conv(transposed(n, image(n), 64, **transposed_), 4, **convolution)))
+    assert not folds
+    assert codes(refusals) == {code}
+
+
+def test_a_transposed_convolution_behind_a_convolution_stays():
+    n = net()
+    model = n.model(transposed(n, n.conv(image(n), 64, 3), 4, 2, strides=[2, 2]))
+    _, folds, refusals = folded(model)
+    assert not folds
+    assert codes(refusals) == {"not-aligned"}
+
+
 # -- scale ----------------------------------------------------------------------------------------------------------
 
 
