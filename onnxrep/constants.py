@@ -150,7 +150,8 @@ class Constants:
                 elements += math.prod(leaf.dims) if leaf is not None else 0
                 continue
             found.add(position)
-            inputs = {v.name for v in self._scope.nodes[position].inputs if v.name} - seen
+            node = self._scope.nodes[position]
+            inputs = {v.name for v in node.inputs if v.name and self.has(v.name)} - seen  # not what gives type or size
             seen |= inputs
             stack.extend(inputs)
         calculated = any(self._scope.nodes[p].op not in _CARRIERS for p in found)
