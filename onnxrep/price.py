@@ -91,7 +91,8 @@ class Part:
             return "ConvTranspose"
         if self.anchors & {"Conv", "ConvTranspose"}:
             return "Conv"
-        return "MatMulFromLeft" if "MatMulFromLeft" in self.anchors else ""
+        fits = self.geometry.is_pointwise and self.geometry.axes == 1
+        return "MatMulFromLeft" if "MatMulFromLeft" in self.anchors and fits else ""
 
     def can_stand_alone(self, layout: str) -> bool:
         """Whether the part can be emitted: as a convolution or product, a scale, or the source itself."""

@@ -550,7 +550,7 @@ def test_a_transposed_convolution_behind_a_convolution_stays():
     model = n.model(transposed(n, n.conv(image(n), 64, 3), 4, 2, strides=[2, 2]))
     _, folds, refusals = folded(model)
     assert not folds
-    assert codes(refusals) == {"not-aligned"}
+    assert "not-aligned" in codes(refusals)
 
 
 # -- scale ----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from onnxrep.lattice import Form, Geometry, Map
 from onnxrep.lift.base import FIRST, Branch, Decline, Facts, Lifted, allow, copies, inputs
 
 _INFINITE = (1 << 31) - 1
+_LARGEST_BLOCK, _LARGEST_WEIGHT = 64, 1 << 22
 
 
 def lift_concat(node: gs.Node, facts: Facts, output: str) -> Lifted:
@@ -24,7 +25,7 @@ def lift_concat(node: gs.Node, facts: Facts, output: str) -> Lifted:
     if not names or any(facts.is_constant(n) for n in names):
         raise Decline("not-linear")
     rank = len(facts.shape(names[0]))
-    if int(node.attrs.get("axis", 1)) % rank != _channel_axis(facts, rank):
+    if axis_of(node.attrs.get("axis", 1), rank) != _channel_axis(facts, rank):
         raise Decline("not-linear")
     images = [facts.image(n) for n in names]
     ends = list(accumulate((c for c, _ in images), initial=0))
@@ -37,6 +38,13 @@ def lift_concat(node: gs.Node, facts: Facts, output: str) -> Lifted:
         return Form(tuple(map(Map.channels, geometries)), None)
 
     return Lifted(tuple(copies(n, g) for n, g in zip(names, geometries, strict=True)), numbers)
+
+
+def axis_of(axis: int, rank: int) -> int:
+    """Return an axis counted from the front; decline one that does not exist."""
+    if not -rank <= axis < rank:
+        raise Decline("unknown-attribute", f"axis {axis} of a value of rank {rank}")
+    return int(axis) % rank
 
 
 def _channel_axis(facts: Facts, rank: int) -> int:
@@ -57,7 +65,7 @@ def lift_split(node: gs.Node, facts: Facts, output: str) -> Lifted:
     if facts.is_constant(source):
         raise Decline("constant")
     rank = len(facts.shape(source))
-    if int(node.attrs.get("axis", 0)) % rank != _channel_axis(facts, rank):
+    if axis_of(node.attrs.get("axis", 0), rank) != _channel_axis(facts, rank):
         raise Decline("not-linear")
     channels, axes = facts.image(source)
     count = len(node.outputs)
@@ -83,7 +91,7 @@ def lift_gather(node: gs.Node, facts: Facts, output: str) -> Lifted:
     if facts.is_constant(source):
         raise Decline("constant")
     rank = len(facts.shape(source))
-    if int(node.attrs.get("axis", 0)) % rank != _channel_axis(facts, rank):
+    if axis_of(node.attrs.get("axis", 0), rank) != _channel_axis(facts, rank):
         raise Decline("not-linear")
     indices = facts.constant(name, "the indices")
     if len(indices.dims) != 1:
@@ -129,7 +137,7 @@ def lift_slice(node: gs.Node, facts: Facts, output: str) -> Lifted:
     )
     if starts is None or ends is None:
         raise Decline("unknown-attribute", "a Slice without starts or ends")
-    where = [int(a) % len(shape) for a in (where or range(len(starts)))]
+    where = [axis_of(a, len(shape)) for a in (where or range(len(starts)))]
     steps = steps or [1] * len(starts)
     channels, axes = facts.image(source)
     channel_axis = _channel_axis(facts, len(shape))
@@ -184,7 +192,7 @@ def lift_space_to_depth(node: gs.Node, facts: Facts, output: str) -> Lifted:
         raise Decline("constant")
     channels, axes = facts.image(source)
     q = int(node.attrs.get("blocksize", 0))
-    if axes != 2 or q < 1:
+    if axes != 2 or not 1 <= q <= _LARGEST_BLOCK or q * q * channels * channels > _LARGEST_WEIGHT:
         raise Decline("unknown-attribute", f"blocksize {q}")
     taps = (tuple(range(q)),) * 2
     geometry = Geometry(q * q * channels, channels, 1, taps, (q, q), (-q, -q), tiles=True)

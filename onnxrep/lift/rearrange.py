@@ -77,7 +77,8 @@ Values = dict[str, NDArray[Any]]
 
 def is_mover(node: gs.Node) -> bool:
     """Whether a node only moves data."""
-    return node.op in _DATA_INPUTS and node.domain in DEFAULT_DOMAINS
+    moves = node.op in _DATA_INPUTS and node.domain in DEFAULT_DOMAINS
+    return moves and node.attrs.get("reduction", "none") == "none"
 
 
 def serves(position: int, inside: set[int], facts: Facts) -> bool:
@@ -260,7 +261,7 @@ class Rearranger:
         if first is None or second is None or first.ndim != len(before) or not first.size:
             return None
         constant = second == first
-        if not np.all(constant | (second == first + count)):
+        if not np.all(constant | ((second == first + count) & (first >= 0) & (first < count) & (first % 1 == 0))):
             return None
         indices = np.where(constant, -1, first).astype(np.int64)
         return Sample(before, first.shape, indices, np.where(constant, first, 0.0))

@@ -102,9 +102,12 @@ class Expander:
         waiting: dict[View, list[Entry]] = {root: [Entry(None)]}
         heap = [(-self._views.position(root[0]), root)]
         seen = {root}
+        layouts: dict[str, set[Layout]] = {}
         while heap:
             _, view = heapq.heappop(heap)
             entries = waiting[view]
+            if len(layouts.get(view[0], ())) > 1:
+                continue  # read in two ways: it cannot vanish
             lifted = self._views.lifted(view)
             assert lifted is not None
             if view != root and not self._enters(view, lifted, entries, opened, closed, result):
@@ -121,6 +124,7 @@ class Expander:
             for branch, entry in steps:
                 below = (branch.source, branch.layout or view[1])
                 waiting.setdefault(below, []).append(entry)
+                layouts.setdefault(below[0], set()).add(below[1])
                 if below not in seen and self._views.may_vanish(below) and len(seen) < LARGEST_REGION:
                     seen.add(below)
                     heapq.heappush(heap, (-self._views.position(below[0]), below))

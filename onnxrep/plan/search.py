@@ -196,6 +196,8 @@ class Searcher:
         for span, found in segments:
             emitted = [part.emitted(kind) for _, part in found]
             total += Price(0.0, len(found) - 1, len(found) - 1)
+            if all(not part.anchors and part.unit == -1.0 for _, part in found):
+                total += KERNEL  # a Neg
             for origin, part in found:
                 total += part.price
                 total += KERNEL if origin.parts else Price()

@@ -197,6 +197,8 @@ class Shapes:
             return None
         result = list(first)
         for start, end, axis, step in zip(*columns, strict=True):
+            if not -len(first) <= axis < len(first) or not step:
+                return None
             dim = result[axis]
             if isinstance(dim, int):
                 result[axis] = len(range(dim)[slice(start, end, step)])
@@ -317,10 +319,12 @@ def _with_number(op: str, size: Dim, number: int) -> Dim | None:
     return size + change if isinstance(size, int) else size.through(1, change - 1)
 
 
-def _joined(node: Any, first: Shape, shapes: list[Shape | None]) -> Shape:
+def _joined(node: Any, first: Shape, shapes: list[Shape | None]) -> Shape | None:
     """Return the shape of a Concat."""
     axis = int(node.attrs.get("axis", 1))
     axis += len(first) if axis < 0 else 0
+    if not 0 <= axis < len(first):
+        return None
     parts = [s[axis] if s is not None and len(s) == len(first) else None for s in shapes]
     total: Dim = Size((node.outputs[0].name, axis))
     if all(isinstance(p, int) for p in parts):

@@ -11,6 +11,9 @@ from onnxrep.constants import Constants
 from onnxrep.lattice import Mode, Taps
 from onnxrep.shapes.sizes import Dim
 
+LARGEST_KERNEL = 1 << 12
+"""Kernels beyond this size are not looked at."""
+
 
 class UnknownWindow(ValueError):
     """The attributes of a sliding window do not say where it reads."""
@@ -39,6 +42,8 @@ def window(
         raise UnknownWindow("strides, dilations or pads do not fit the kernel")
     if min((*strides, *dilations, *kernel, 1)) < 1:
         raise UnknownWindow("a stride, dilation or kernel size below 1")
+    if max((*kernel, 0)) > LARGEST_KERNEL:
+        raise UnknownWindow(f"a kernel of size {max(kernel)}")
     if auto == "VALID":
         pads = (0,) * (2 * axes)
     elif auto in ("SAME_UPPER", "SAME_LOWER"):
@@ -81,7 +86,10 @@ def pad_margins(node: gs.Node, constants: Constants, rank: int) -> list[tuple[in
         constant = constants.get(names[3])
         if constant is None:
             return None
-        where = [int(a) % rank for a in constant.values().reshape(-1)]
+        where = [int(a) for a in constant.values().reshape(-1)]
+        if any(not -rank <= a < rank for a in where):
+            return None
+        where = [a % rank for a in where]
     if pads is None or len(pads) != 2 * len(where):
         return None
     margins = [(0, 0)] * rank
