@@ -367,11 +367,17 @@ def _write_data(target: Path, outside: list[onnx.TensorProto], folder: Path | No
             size = tensor_bytes(tensor)
             places.append((tensor, at - size, size))
         _settle(file)
-        final = target.parent / f"{target.stem}.{digest.hexdigest()[:12]}.data"
-        if final.exists():
-            os.unlink(name)  # same name, same content: a former run wrote it
+        content = digest.hexdigest()
+        for length in (12, 64):
+            final = target.parent / f"{target.stem}.{content[:length]}.data"
+            if not os.path.lexists(final):
+                os.replace(name, final)
+                break
+            if _holds(final, content):
+                os.unlink(name)  # a former run wrote it
+                break
         else:
-            os.replace(name, final)
+            raise OutputError(f"{final}: is there already, with other content")
     for tensor, offset, size in places:
         tensor.ClearField("raw_data")
         del tensor.external_data[:]
@@ -379,6 +385,14 @@ def _write_data(target: Path, outside: list[onnx.TensorProto], folder: Path | No
         for key, value in (("location", final.name), ("offset", offset), ("length", size)):
             tensor.external_data.add(key=key, value=str(value))
     return final
+
+
+def _holds(path: Path, content: str) -> bool:
+    """Whether a path is a regular file with this SHA-256."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == content
 
 
 def _chunks(tensor: onnx.TensorProto, folder: Path | None, step: int = 1 << 22) -> Iterator[bytes]:

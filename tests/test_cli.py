@@ -256,3 +256,45 @@ def test_a_real_export(capsys, tmp_path):
     code, out, _ = call(capsys, "optimize", path, "--input-shape", "input:1,3,64,64", "--threads", "2")
     assert code == 0
     assert "6 x merge" in out
+
+
+@pytest.mark.parametrize("command", ["optimize", "inspect"])
+def test_a_report_does_not_take_the_place_of_a_model(capsys, block, command):
+    before = block.read_bytes()
+    code, _, err = call(capsys, command, block, "--report", block)
+    assert code == 2
+    assert "is a model of this run" in err
+    assert block.read_bytes() == before
+
+
+def test_an_output_that_is_no_file(capsys, block, tmp_path):
+    import os
+
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for arguments in (("-o", pipe), ("--report", pipe)):
+        code, _, err = call(capsys, "optimize", block, *arguments)
+        assert code == 2
+        assert "is no regular file" in err
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("content", ["zip", "npy", "empty"])
+def test_input_data_that_is_none(capsys, block, tmp_path, content):
+    data = tmp_path / "data.npz"
+    if content == "zip":
+        data.write_bytes(b"PK\x03\x04garbage")
+    elif content == "npy":
+        with data.open("wb") as file:
+            np.save(file, np.zeros((1, 8, 4, 4), np.float32))
+    else:
+        np.savez(data, x=np.zeros((0, 1, *BLOCK.input_shapes()[0][1:]), np.float32))
+    code, _, err = call(capsys, "optimize", block, "--input-data", data)
+    assert code == 2
+    assert "--input-data" in err
+
+
+def test_a_folder_instead_of_a_model(capsys):
+    code, _, err = call(capsys, "optimize", ".")
+    assert code == 2
+    assert "is a folder" in err

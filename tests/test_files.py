@@ -342,3 +342,29 @@ def test_names_in_any_script(tmp_path):
     target = folder / "résultat fin.onnx"
     assert optimize(saved(folder, name="ネット.onnx"), target).status == "folded"
     assert target.exists()
+
+
+@pytest.mark.parametrize("kind", ["other content", "link", "same content"])
+def test_a_data_file_that_is_there_already(tmp_path, kind):
+    """A file of the data file's name is used only if it holds what would be written."""
+    net = Net(0)
+    x = net.input((1, 16, 4, 4))
+    proto = net.model(net.relu(net.add(net.conv(x, 16, 3), net.conv(x, 16, 1))))
+    targets = [tmp_path / name / "m.onnx" for name in ("first", "second")]
+    for target in targets:
+        target.parent.mkdir()
+    options = Options(verify=False, external_data=True)
+    optimize(proto, targets[0], options)
+    data = next(targets[0].parent.glob("*.data"))
+    there = targets[1].with_name(data.name)
+    if kind == "link":
+        there.symlink_to(tmp_path / "nothing")
+    else:
+        there.write_bytes(data.read_bytes() if kind == "same content" else b"\1" * data.stat().st_size)
+    optimize(proto, targets[1], options)
+    written = onnx.load(targets[1], load_external_data=False)
+    used = {e.value for t in written.graph.initializer for e in t.external_data if e.key == "location"}
+    assert (used == {data.name}) == (kind == "same content")
+    old, new = (onnx.load(target).graph.initializer for target in targets)
+    for mine, theirs in zip(old, new, strict=True):
+        assert np.array_equal(numpy_helper.to_array(mine), numpy_helper.to_array(theirs))

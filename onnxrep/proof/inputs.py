@@ -219,7 +219,7 @@ def _floats(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDAr
 def _from_file(session: Session, path: Path) -> Iterator[InputSet]:
     """Yield the sets in a ``.npz`` file: one, or as many as a leading axis holds beyond an input's rank."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise UsageError(f"--input-data {path}: no such file") from None

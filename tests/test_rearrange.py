@@ -1,0 +1,213 @@
+"""Chains that only move data: lifted where they are the same map at every size, and left alone where they are not."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx.parser
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from models.net import Net
+from tests.tools import codes, folded, ops, run
+
+
+def indices(net, *values):
+    """An integer initializer."""
+    return net.constant(list(values), dtype=np.int64)
+
+
+def conv_model(move, shape=("n", 4, "h", "w"), channels=4):
+    """Conv, a chain, Conv 1x1, Relu."""
+    net = Net(2, exact=True, opset=18)
+    x = net.input(shape)
+    moved = move(net, net.conv(x, 4, 1, bias=True))
+    net.channels[moved], net.axes[moved] = channels, 2
+    return net.model(net.relu(net.conv(moved, 4, 1)))
+
+
+def same(model, result, *shapes):
+    """Both models agree bit for bit at some shapes."""
+    for shape in shapes:
+        feeds = {"x": np.random.default_rng(0).integers(-3, 4, shape).astype(np.float32)}
+        assert np.array_equal(run(model, feeds)[0], run(result, feeds)[0]), shape
+
+
+def shuffle(net, x):
+    """A channel shuffle with sizes taken from the value."""
+    shape = net.op("Shape", x)
+    n, h, w = (net.op("Gather", shape, indices(net, k)) for k in (0, 2, 3))
+    wide = net.op("Concat", n, indices(net, 2, 2), h, w, axis=0)
+    narrow = net.op("Concat", n, indices(net, 4), h, w, axis=0)
+    turned = net.op("Transpose", net.op("Reshape", x, wide), perm=[0, 2, 1, 3, 4])
+    return net.op("Reshape", turned, narrow)
+
+
+def unshuffle(net, x):
+    """Blocks of 2 x 2 pixels to channels, halves computed by division."""
+    shape = net.op("Shape", x)
+    n, h, w = (net.op("Gather", shape, indices(net, k)) for k in (0, 2, 3))
+    rows, columns = (net.op("Div", side, indices(net, 2)) for side in (h, w))
+    wide = net.op("Concat", n, indices(net, 4), rows, indices(net, 2), columns, indices(net, 2), axis=0)
+    turned = net.op("Transpose", net.op("Reshape", x, wide), perm=[0, 1, 3, 5, 2, 4])
+    return net.op("Reshape", turned, net.op("Concat", n, indices(net, 16), rows, columns, axis=0))
+
+
+@pytest.mark.parametrize("shape", [("n", 4, "h", "w"), (2, 4, 6, 5)])
+def test_a_shuffle_vanishes(shape):
+    model = conv_model(shuffle, shape)
+    result, _, _ = folded(model)
+    assert ops(result) == ["Conv", "Relu"]
+    same(model, result, *([(1, 4, 1, 1), (2, 4, 5, 8)] if shape[0] == "n" else [shape]))
+
+
+@pytest.mark.parametrize("shape", [("n", 4, "h", "w"), (2, 4, 6, 4)])
+def test_a_pixel_unshuffle_vanishes(shape):
+    model = conv_model(unshuffle, shape, 16)
+    result, _, _ = folded(model)
+    assert "Transpose" not in ops(result)
+    same(model, result, *([(1, 4, 2, 2), (2, 4, 6, 8)] if shape[0] == "n" else [shape]))
+
+
+def cut(axis, start, stop):
+    """A Slice with constant bounds."""
+    return lambda net, x: net.op("Slice", x, indices(net, start), indices(net, stop), indices(net, axis))
+
+
+def late(net, x):
+    """A Slice that starts at the height less 60, or at 0."""
+    height = net.op("Gather", net.op("Shape", x), indices(net, 2))
+    start = net.op("Max", net.op("Sub", height, indices(net, 60)), indices(net, 0))
+    return net.op("Slice", x, start, indices(net, 1 << 40), indices(net, 2))
+
+
+@pytest.mark.parametrize(
+    ("move", "shape"),
+    [
+        (cut(2, 0, 100), (1, 4, 128, 3)),
+        (cut(2, 0, 50), (1, 4, 128, 3)),
+        (cut(0, 0, 2), (3, 4, 2, 2)),
+        (lambda net, x: net.op("Gather", x, indices(net, 0, 1), axis=0), (3, 4, 2, 2)),
+        (late, (1, 4, 128, 3)),
+        (lambda net, x: net.op("Pad", x, indices(net, 0, 0, 0, 0, 1, 0, 0, 0)), (3, 4, 2, 2)),
+    ],
+    ids=["rows up to 100", "rows up to 50", "two images", "gathered images", "computed start", "one more image"],
+)
+def test_what_changes_its_ways_at_a_size_stays(move, shape):
+    model = conv_model(move)
+    result, _, _ = folded(model)
+    same(model, result, shape, (2, 4, 3, 3))
+
+
+def test_what_scatters_by_adding_stays():
+    def scatter(net, x):
+        places = np.stack(np.meshgrid([0], range(4), range(6), range(5), indexing="ij"), -1)
+        image = net.constant(np.full((1, 4, 6, 5), 3.0))
+        return net.op("ScatterND", image, net.constant(places, dtype=np.int64), x, reduction="add")
+
+    model = conv_model(scatter, (1, 4, 6, 5))
+    result, _, _ = folded(model)
+    assert "ScatterND" in ops(result)
+    same(model, result, (1, 4, 6, 5))
+
+
+@pytest.mark.parametrize("dead", ["Identity", "Shape", "Transpose", "Flatten", "Slice"])
+def test_a_reader_that_nobody_reads_counts(dead):
+    net = Net(0, exact=True)
+    x = net.input((1, 4, 6, 6))
+    a = net.conv(x, 4, 1)
+    y = net.relu(net.conv(a, 4, 1))
+    more = [indices(net, 0), indices(net, 2), indices(net, 2)] if dead == "Slice" else []
+    net.op(dead, a, *more)
+    model = net.model(y)
+    result, _, _ = folded(model)
+    same(model, result, (1, 4, 6, 6))
+
+
+def test_a_value_that_is_read_in_two_layouts_stays():
+    net = Net(0, exact=True)
+    x = net.input((2, "l", 4))
+    net.channels[x] = 6
+    a = net.conv(x, 4, 1, bias=True)
+    b = net.conv(a, 4, 1, bias=True)
+    model = net.model(net.op("Add", net.op("Neg", net.op("Sub", b, a)), net.op("Transpose", a, perm=[0, 2, 1])))
+    result, _, _ = folded(model)
+    same(model, result, (2, 6, 4))
+
+
+@pytest.mark.parametrize("move", ["Slice", "Gather", "Reshape"])
+def test_a_product_from_the_left_is_written_for_what_it_is(move):
+    net = Net(0, exact=True)
+    x = net.input((2, 6, 4))
+    y = net.op("Add", net.op("MatMul", net.constant(net.draw(6, 6)), x), x)
+    net.axes[y] = 1
+    if move == "Slice":
+        y = net.op("Slice", y, indices(net, 0), indices(net, 4), indices(net, 2), indices(net, 2))
+    elif move == "Gather":
+        y = net.op("Gather", y, indices(net, -4), axis=2)
+    else:
+        y = net.op("Reshape", y, indices(net, 2, 6, 2, 2))
+        net.axes[y] = 2
+    model = net.model(net.op("Neg", y))
+    result, _, _ = folded(model)
+    same(model, result, (2, 6, 4))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a = MatMul(x, w) \n y = Div(a, two)",
+        "a = Add(x, x) \n b = MatMul(a, w) \n y = Mul(b, two)",
+    ],
+)
+def test_integers_are_no_numbers_of_this_algebra(body):
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+    g (int32[2, 2] x) => (int32[2, 2] y) <int32[2, 2] w = {{1, 3, 5, 7}}, int32[1] two = {{2}}> {{ {body} }}"""
+    model = onnx.parser.parse_model(text)
+    result, folds, _ = folded(model)
+    assert not folds
+    assert result == model
+
+
+def test_ops_with_another_meaning_in_old_opsets_are_not_evaluated():
+    """Before opset 13 a Softmax along axis 1 went over all the axes behind it too."""
+    net = Net(0, opset=11)
+    x = net.input((1, 4, 3, 3))
+    weight = net.op("Softmax", net.constant(net.draw(4, 4, 2, 1)), axis=1)
+    net.nodes.append(helper.make_node("Conv", [x, weight], ["a"]))
+    net.channels["a"], net.axes["a"] = 4, 2
+    model = net.model(net.relu(net.conv("a", 4, 1)))
+    result, _, refusals = folded(model)
+    assert "not-constant" in codes(refusals)
+    feeds = {"x": np.random.default_rng(0).standard_normal((1, 4, 3, 3)).astype(np.float32)}
+    assert np.allclose(run(model, feeds)[0], run(result, feeds)[0], 1e-5, 1e-5)
+
+
+def test_a_default_image_does_not_make_sizes_static():
+    """A caller may feed another image, of another size, in place of an initializer that is an input too."""
+    rng = np.random.default_rng(0)
+    weights = [rng.integers(-3, 4, s).astype(np.float32) for s in ((8, 1, 2, 2), (1, 8, 3, 3))]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w0"], ["a"], strides=[2, 2]),
+            helper.make_node("Conv", ["a", "w1"], ["y"], pads=[1, 1, 1, 1]),
+        ],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, "h", "w"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, list("abcd"))],
+        [
+            numpy_helper.from_array(np.zeros((1, 1, 8, 8), np.float32), "x"),
+            *(numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    result, _, _ = folded(model)
+    same(model, result, (1, 1, 9, 9), (1, 1, 8, 8))
+
+
+def test_an_image_without_channels_is_left_alone():
+    net = Net(0, exact=True)
+    x, e = net.input((1, 4, 3, 3)), net.input((1, 0, 3, 3), "e")
+    joined = net.op("Concat", net.conv(x, 4, 1), e, axis=1, channels=4)
+    model = net.model(net.relu(net.conv(joined, 4, 1)))
+    result, _, _ = folded(model)
+    assert ops(result).count("Relu") == 1
