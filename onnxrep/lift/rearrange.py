@@ -261,7 +261,9 @@ class Rearranger:
         if first is None or second is None or first.ndim != len(before) or not first.size:
             return None
         constant = second == first
-        if not np.all(constant | ((second == first + count) & (first >= 0) & (first < count) & (first % 1 == 0))):
+        if not np.all(np.isfinite(first)) or not np.all(constant | (second == first + count)):
+            return None
+        if not np.all(constant | ((first >= 0) & (first < count) & (first % 1 == 0))):
             return None
         indices = np.where(constant, -1, first).astype(np.int64)
         return Sample(before, first.shape, indices, np.where(constant, first, 0.0))
