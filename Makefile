@@ -50,9 +50,9 @@ unit: env ## pytest
 zoo: env ## fold and verify every real export; one table (about two minutes)
 	$(BIN)/python -m models.zoo
 
-fuzz: env ## 100,000 random regions, and many more examples of each property (about half an hour)
+fuzz: env ## 100,000 random regions, the share of needless refusals, more examples of each property (about two hours)
 	HYPOTHESIS_PROFILE=fuzz ONNXREP_REGIONS=100000 ONNXREP_REGIONS_START=100000 \
-		$(BIN)/python -m pytest tests/test_regions.py tests/test_lattice.py
+		$(BIN)/python -m pytest -s tests/test_regions.py tests/test_lattice.py
 
 blocks: env ## write docs/blocks.md anew from the catalogue
 	$(BIN)/python -m models.blocks.table

@@ -20,7 +20,9 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray
     for node in model.graph.node:
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         inputs = [values[i] if i else None for i in node.input]
-        values[node.output[0]] = OPS[node.op_type](inputs, attributes)
+        found = SEVERAL[node.op_type](inputs, attributes, len(node.output)) if node.op_type in SEVERAL else None
+        found = [OPS[node.op_type](inputs, attributes)] if found is None else found
+        values.update(zip(node.output, found, strict=True))
     return [values[o.name] for o in model.graph.output]
 
 
@@ -110,8 +112,9 @@ def pad(inputs, attributes):
     pads = list(inputs[1]) if len(inputs) > 1 else attributes["pads"]
     value = float(inputs[2]) if len(inputs) > 2 and inputs[2] is not None else attributes.get("value", 0.0)
     rank = x.ndim
-    for axis in range(rank):
-        for amount, side in ((int(pads[axis]), 0), (int(pads[rank + axis]), 1)):
+    axes = [int(a) % rank for a in inputs[3]] if len(inputs) > 3 else list(range(rank))
+    for index, axis in enumerate(axes):
+        for amount, side in ((int(pads[index]), 0), (int(pads[len(axes) + index]), 1)):
             if amount > 0:
                 frame = np.full([amount if a == axis else n for a, n in enumerate(x.shape)], value)
                 x = np.concatenate([frame, x] if side == 0 else [x, frame], axis)
@@ -120,19 +123,102 @@ def pad(inputs, attributes):
     return x
 
 
+def average_pool(inputs, attributes):
+    x = inputs[0]
+    kernel = attributes["kernel_shape"]
+    axes = len(kernel)
+    strides = attributes.get("strides", [1] * axes)
+    dilations = attributes.get("dilations", [1] * axes)
+    begins, ends = _pads(attributes, x.shape[2:], kernel, strides, dilations)
+    rounded = math.ceil if attributes.get("ceil_mode", 0) else math.floor
+    sizes = []
+    for n, k, s, d, b, e in zip(x.shape[2:], kernel, strides, dilations, begins, ends, strict=True):
+        size = rounded((n + b + e - d * (k - 1) - 1) / s) + 1
+        sizes.append(size - 1 if attributes.get("ceil_mode", 0) and (size - 1) * s >= n + b else size)
+    y = np.zeros((*x.shape[:2], *sizes))
+    for place in itertools.product(*map(range, sizes)):
+        total, count = np.zeros(x.shape[:2]), 0
+        for k in itertools.product(*map(range, kernel)):
+            at = [p * s + i * d - b for p, s, i, d, b in zip(place, strides, k, dilations, begins, strict=True)]
+            if all(0 <= a < n for a, n in zip(at, x.shape[2:], strict=True)):
+                total += x[(slice(None), slice(None), *at)]
+                count += 1
+            elif attributes.get("count_include_pad", 0):
+                count += all(a < n + e for a, n, e in zip(at, x.shape[2:], ends, strict=True))
+        y[(slice(None), slice(None), *place)] = total / count
+    return y
+
+
+def slice_(inputs, attributes):
+    x = inputs[0]
+    lists = inputs[1:] if len(inputs) > 1 else [attributes["starts"], attributes["ends"], attributes.get("axes")]
+    starts, ends = lists[0], lists[1]
+    axes = lists[2] if len(lists) > 2 and lists[2] is not None else range(len(starts))
+    steps = lists[3] if len(lists) > 3 and lists[3] is not None else [1] * len(starts)
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        size = x.shape[axis]
+        first, last = (min(max(int(p) + size if p < 0 else int(p), 0), size) for p in (start, end))
+        x = np.take(x, range(first, last, int(step)), int(axis))
+    return x
+
+
+def split(inputs, attributes, count):
+    x, axis = inputs[0], attributes.get("axis", 0)
+    parts = attributes.get("split") if len(inputs) < 2 else inputs[1]
+    if parts is None:
+        width = -(-x.shape[axis] // count)
+        parts = [width] * (count - 1) + [x.shape[axis] - width * (count - 1)]
+    edges = [0, *itertools.accumulate(int(p) for p in parts)]
+    return [np.take(x, range(a, b), axis) for a, b in itertools.pairwise(edges)]
+
+
+def reshape(inputs, _):
+    x, shape = inputs
+    return x.reshape([x.shape[i] if n == 0 else int(n) for i, n in enumerate(shape)])
+
+
+def space_to_depth(inputs, attributes):
+    x, q = inputs[0], attributes["blocksize"]
+    return np.concatenate([x[:, :, i::q, j::q] for i in range(q) for j in range(q)], 1)
+
+
+def gemm(inputs, attributes):
+    a, b = inputs[0], inputs[1]
+    y = (
+        attributes.get("alpha", 1.0)
+        * (a.T if attributes.get("transA") else a)
+        @ (b.T if attributes.get("transB") else b)
+    )
+    return y if len(inputs) < 3 else y + attributes.get("beta", 1.0) * inputs[2]
+
+
+SEVERAL = {"Split": split}
+"""Ops with several outputs."""
+
 OPS = {
     "Add": lambda i, _: i[0] + i[1],
+    "AveragePool": average_pool,
     "BatchNormalization": batch_normalization,
+    "Concat": lambda i, a: np.concatenate(i, a["axis"]),
+    "Constant": lambda _, a: _wide(numpy_helper.to_array(a["value"])),
     "Conv": conv,
     "ConvTranspose": conv_transpose,
     "Div": lambda i, _: i[0] / i[1],
     "Dropout": lambda i, _: i[0],
+    "Gather": lambda i, a: np.take(i[0], i[1], a.get("axis", 0)),
+    "Gemm": gemm,
     "Identity": lambda i, _: i[0],
+    "MatMul": lambda i, _: i[0] @ i[1],
     "Mean": lambda i, _: sum(i) / len(i),
     "Mul": lambda i, _: i[0] * i[1],
     "Neg": lambda i, _: -i[0],
     "Pad": pad,
     "Relu": lambda i, _: np.maximum(i[0], 0),
+    "Reshape": reshape,
+    "Shape": lambda i, _: np.array(i[0].shape),
+    "Slice": slice_,
+    "SpaceToDepth": space_to_depth,
     "Sub": lambda i, _: i[0] - i[1],
     "Sum": lambda i, _: sum(i),
+    "Transpose": lambda i, a: np.transpose(i[0], a.get("perm")),
 }
