@@ -23,6 +23,7 @@ def observed(model: onnx.ModelProto, every: bool = False) -> onnx.ModelProto:
     twin.CopyFrom(model)
     known = {t.name for t in model.graph.initializer} | {o.name for o in model.graph.output}
     names = [v for n in model.graph.node if n.op_type in COUNTED for v in (*n.input, n.output[0])]
+    names += [n.input[0] for n in model.graph.node if n.op_type == "Pad"]
     known |= {n.output[0] for n in model.graph.node if n.op_type == "Constant"} | {i.name for i in model.graph.input}
     if every:
         names = [v for n in model.graph.node for v in n.output]
@@ -35,10 +36,11 @@ def observed(model: onnx.ModelProto, every: bool = False) -> onnx.ModelProto:
 def macs(model: onnx.ModelProto, values: dict[str, np.ndarray]) -> tuple[int, int]:
     """Return the multiply-accumulates of a model, from the values of :func:`observed` and its inputs.
 
-    Counted in two ways, without and with taps that fall on padding: where an image is padded by a Pad, and where by
-    what reads it, makes a difference to either. An AveragePool is counted as the convolution that it is.
+    Counted in two ways, without and with taps that fall on padding, be it by a Pad or by what reads its result: a pad
+    that changes its place makes a difference to either. An AveragePool is counted as the convolution that it is.
     """
     shapes = {k: v.shape for k, v in values.items()} | {t.name: tuple(t.dims) for t in model.graph.initializer}
+    frames = _frames(model)
     inside = full = 0
     for node in model.graph.node:
         if node.op_type not in COUNTED:
@@ -48,7 +50,12 @@ def macs(model: onnx.ModelProto, values: dict[str, np.ndarray]) -> tuple[int, in
         if node.op_type in ("AveragePool", "Conv"):
             pool = node.op_type == "AveragePool"
             weight = (after[1], 1, *attributes["kernel_shape"]) if pool else shapes[node.input[1]]
-            inside += after[0] * math.prod(weight[:2]) * _taps(attributes, weight[2:], before[2:], after[2:])
+            axes = len(before) - 2
+            begins = np.array(attributes.get("pads", [0] * 2 * axes)[:axes])
+            if node.input[0] in frames:
+                source, frame = frames[node.input[0]]
+                before, begins = shapes[source], begins + frame[:axes]
+            inside += after[0] * math.prod(weight[:2]) * _taps(attributes, weight[2:], before[2:], after[2:], begins)
             full += math.prod(after) * math.prod(weight[1:])
             continue
         work = math.prod(after) * before[-1]
@@ -58,11 +65,23 @@ def macs(model: onnx.ModelProto, values: dict[str, np.ndarray]) -> tuple[int, in
     return inside, full
 
 
-def _taps(attributes, kernel, before, after) -> int:
+def _frames(model):
+    """Return what each Pad of spatial axes reads, and how many pixels it adds in front."""
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "Pad":
+            pads = [a.ints for a in node.attribute if a.name == "pads"] or [constants[node.input[1]]]
+            half = len(pads[0]) // 2
+            whole = len(node.input) < 4 or not node.input[3]
+            found[node.output[0]] = node.input[0], np.array(pads[0][2 * whole : half])
+    return found
+
+
+def _taps(attributes, kernel, before, after, begins) -> int:
     """Return how many pairs of an output position and a tap fall on the image."""
     axes, pairs = len(kernel), 1
     strides, dilations = attributes.get("strides", [1] * axes), attributes.get("dilations", [1] * axes)
-    begins = attributes.get("pads", [0] * 2 * axes)[:axes]
     for k, n, p, s, d, b in zip(kernel, before, after, strides, dilations, begins, strict=True):
         at = s * np.arange(p)[:, None] + d * np.arange(k) - b
         pairs *= int(np.sum((at >= 0) & (at < n)))

@@ -20,6 +20,12 @@ class Case:
     feeds: list[dict[str, np.ndarray]]
     large: dict[str, np.ndarray]
 
+    @property
+    def is_static(self) -> bool:
+        """Whether the model takes inputs of one size only."""
+        shape = self.model.graph.input[0].type.tensor_type.shape
+        return all(d.dim_value for d in shape.dim)
+
 
 def random_case(seed: int) -> Case:
     """Return a random model; what would round, or leaves no pixel, is drawn again."""
