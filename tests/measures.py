@@ -33,15 +33,16 @@ def observed(model: onnx.ModelProto, every: bool = False) -> onnx.ModelProto:
     return twin
 
 
-def macs(model: onnx.ModelProto, values: dict[str, np.ndarray]) -> tuple[int, int]:
+def macs(model: onnx.ModelProto, values: dict[str, np.ndarray]) -> tuple[int, ...]:
     """Return the multiply-accumulates of a model, from the values of :func:`observed` and its inputs.
 
-    Counted in two ways, without and with taps that fall on padding, be it by a Pad or by what reads its result: a pad
-    that changes its place makes a difference to either. An AveragePool is counted as the convolution that it is.
+    Counted in three ways: without taps on padding by the reader, also without those on a Pad's frame, and with all. A
+    pad that changes its place makes a difference to one or two of them. An AveragePool is counted as the convolution
+    that it is.
     """
     shapes = {k: v.shape for k, v in values.items()} | {t.name: tuple(t.dims) for t in model.graph.initializer}
     frames = _frames(model)
-    inside = full = 0
+    inside = unframed = full = 0
     for node in model.graph.node:
         if node.op_type not in COUNTED:
             continue
@@ -52,17 +53,19 @@ def macs(model: onnx.ModelProto, values: dict[str, np.ndarray]) -> tuple[int, in
             weight = (after[1], 1, *attributes["kernel_shape"]) if pool else shapes[node.input[1]]
             axes = len(before) - 2
             begins = np.array(attributes.get("pads", [0] * 2 * axes)[:axes])
+            each = after[0] * math.prod(weight[:2])
+            inside += each * _taps(attributes, weight[2:], before[2:], after[2:], begins)
             if node.input[0] in frames:
                 source, frame = frames[node.input[0]]
-                before, begins = shapes[source], begins + frame[:axes]
-            inside += after[0] * math.prod(weight[:2]) * _taps(attributes, weight[2:], before[2:], after[2:], begins)
+                before, begins = shapes[source], begins + frame
+            unframed += each * _taps(attributes, weight[2:], before[2:], after[2:], begins)
             full += math.prod(after) * math.prod(weight[1:])
             continue
         work = math.prod(after) * before[-1]
         if node.op_type == "ConvTranspose":
             work = math.prod(before) * math.prod(shapes[node.input[1]][1:])
-        inside, full = inside + work, full + work
-    return inside, full
+        inside, unframed, full = inside + work, unframed + work, full + work
+    return inside, unframed, full
 
 
 def _frames(model):

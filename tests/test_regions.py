@@ -75,7 +75,7 @@ def check(case: Case, seed: int) -> int | None:
     return len(folds)
 
 
-def work(model, feeds) -> tuple[int, int]:
+def work(model, feeds) -> tuple[int, ...]:
     """Count the multiply-accumulates of a model for given inputs."""
     twin = observed(model)
     names = [o.name for o in twin.graph.output]
