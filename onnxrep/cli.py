@@ -106,8 +106,15 @@ def _checking(parser: argparse.ArgumentParser) -> None:
         "--input-data", type=Path, metavar="FILE.npz", help="check on these inputs too (arrays named as the inputs)"
     )
     parser.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="threads for ONNX Runtime (default: its own choice)"
+        "--threads", type=_count, default=0, metavar="N", help="threads for ONNX Runtime (default: its own choice)"
     )
+
+
+def _count(text: str) -> int:
+    """Read a number of threads."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads")
+    return int(text)
 
 
 def _optimize_command(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -175,6 +175,9 @@ def _bits(data_type: int) -> int | None:
         return None
 
 
+_TYPES = frozenset(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED}
+
+
 def tensor_bytes(tensor: onnx.TensorProto) -> int:
     """Return the bytes that the dims ask for, in Python integers (0 where the type has no fixed size)."""
     return (math.prod(tensor.dims) * (_bits(tensor.data_type) or 0) + 7) // 8
@@ -186,6 +189,8 @@ def _check_tensors(source: ModelFile, label: str) -> None:
         name = printable(tensor.name or "(unnamed)")
         if any(d < 0 for d in tensor.dims):
             raise InvalidModel(f"{label}: tensor {name} has a negative dimension")
+        if tensor.data_type not in _TYPES:
+            raise InvalidModel(f"{label}: tensor {name} has the unknown type {tensor.data_type}")
         if is_external(tensor):
             _locate(tensor, source.folder, label)
         elif tensor.HasField("raw_data") and _bits(tensor.data_type) and len(tensor.raw_data) != tensor_bytes(tensor):

@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from onnxrep import __version__, files, reasons, validity
 from onnxrep.constants import Constants
 from onnxrep.emit import Emitter
-from onnxrep.errors import UnsupportedModel, UsageError
+from onnxrep.errors import InvalidModel, UnsupportedModel, UsageError
 from onnxrep.graph import Edit, Model, Scope, commit
 from onnxrep.lift import LIFTED, Facts
 from onnxrep.plan import Planner, Region
@@ -292,7 +292,16 @@ def fold(
             break
         with clock.stage("commit"):
             commit(model, edits)
+            _check_whole(proto)
     return folds, refusals
+
+
+def _check_whole(proto: onnx.ModelProto) -> None:
+    """Check that a folded graph hangs together: if not, that is an error of this package, and nothing is written."""
+    try:
+        validity.check(proto, "the folded model")
+    except InvalidModel as error:
+        raise AssertionError(str(error)) from error
 
 
 def _facts(model: Model) -> list[Facts]:

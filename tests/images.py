@@ -61,6 +61,7 @@ class Images:
         return [self.image(1 + i % 2, sizes) for i, sizes in enumerate([self.sizes, *others])]
 
     def large(self) -> dict[str, np.ndarray]:
+        """Return an image at which the arithmetic of two models can be compared: borders count little."""
         if self.static:
             return self.image(self.batch, self.sizes)
         return self.image(1, tuple(n * (8, 4, 3)[self.axes - 1] for n in self.sizes))

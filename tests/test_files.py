@@ -368,3 +368,13 @@ def test_a_data_file_that_is_there_already(tmp_path, kind):
     old, new = (onnx.load(target).graph.initializer for target in targets)
     for mine, theirs in zip(old, new, strict=True):
         assert np.array_equal(numpy_helper.to_array(mine), numpy_helper.to_array(theirs))
+
+
+@pytest.mark.parametrize("kind", [0, 99])
+def test_a_tensor_of_an_unknown_type(tmp_path, kind):
+    proto = model()
+    proto.graph.initializer[0].data_type = kind
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(InvalidModel, match="unknown type"):
+        optimize(path)

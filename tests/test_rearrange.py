@@ -211,3 +211,44 @@ def test_an_image_without_channels_is_left_alone():
     model = net.model(net.relu(net.conv(joined, 4, 1)))
     result, _, _ = folded(model)
     assert ops(result).count("Relu") == 1
+
+
+def test_a_convolution_says_what_the_image_of_a_loop_has():
+    """Nothing declares the carried value's shape, but its reader's weight tells rank and channels."""
+    rng = np.random.default_rng(0)
+    weights = [rng.integers(-2, 3, (4, 4, k, k)).astype(np.float32) for k in (3, 1)]
+    body = helper.make_graph(
+        [
+            helper.make_node("Conv", ["v", "w0"], ["a"], pads=[1, 1, 1, 1]),
+            helper.make_node("Conv", ["v", "w1"], ["b"]),
+            helper.make_node("Sum", ["a", "b", "v"], ["t"]),
+            helper.make_node("Relu", ["t"], ["v2"]),
+            helper.make_node("Identity", ["c"], ["c2"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("c2", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v2", TensorProto.FLOAT, None),
+        ],
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["n", "go", "x"], ["y"], body=body)],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, list("nchw"))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, list("abcd"))],
+        [
+            *(numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)),
+            numpy_helper.from_array(np.array(2), "n"),
+            numpy_helper.from_array(np.array(True), "go"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    result, _, _ = folded(model)
+    inner = next(a.g for a in result.graph.node[0].attribute if a.name == "body")
+    assert [n.op_type for n in inner.node] == ["Conv", "Relu", "Identity"]
+    same(model, result, (1, 4, 5, 6), (2, 4, 1, 1))

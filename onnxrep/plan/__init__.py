@@ -30,6 +30,9 @@ class Planner:
         self._search = Searcher(self._views, expander)
         self._evaluator = Evaluator(self._views, expander)
         self._hopeless: set[View] = set()
+        self._accepted: list[Region] = []
+        self._removed: set[int] = set()
+        self._needed: set[str] = set()
 
     def regions(self) -> Iterator[Region]:
         """Yield the regions worth replacing, last one first; no two remove the same node."""
@@ -46,14 +49,29 @@ class Planner:
             if position in self._explain.taken or view in self._hopeless:
                 continue
             region = self._settle(view)
-            if region is not None:
+            if region is not None and self._is_compatible(region):
                 self._explain.taken.update(region.covered)
+                self._removed.update(region.removed)
+                self._needed.update(v for s in region.summands for v in s.origin.values)
                 yield region
+
+    def _is_compatible(self, region: Region) -> bool:
+        """Whether a region and those before it leave each other's sources; if not, a later round will find it."""
+        scope = self._views.scope
+        made = {v.name for p in region.removed for v in scope.nodes[p].outputs} - {region.output}
+        roots = {r.output for r in self._accepted}
+        sources = {v for s in region.summands for v in s.origin.values}
+        lost = {v for v in sources - roots if self._views.position(v) in self._removed}
+        if made & self._needed or lost:
+            return False
+        self._accepted.append(region)
+        return True
 
     def refuse(self, region: Region, code: str, detail: str) -> None:
         """Take back a region that could not be emitted; what lies below its root is looked at again."""
         self._explain.note(region.root, code, detail)
         self._explain.taken.difference_update(region.covered)
+        self._removed.difference_update(region.removed)
         self._views.forbid((region.output, region.layout), Decline(code, detail))
         self._search.forget()
 

@@ -73,6 +73,7 @@ class Expansion:
         inside: positions of the nodes all of whose used outputs were looked through.
         values: names of the views looked through.
         outlet: how the output is made of the sum of all maps.
+        carried: opened views of ops that scale or shift one operand; more of them in a row are opened with them.
     """
 
     expanded: list[View] = field(default_factory=list)
@@ -87,6 +88,7 @@ class Expansion:
     inside: set[int] = field(default_factory=set)
     values: set[str] = field(default_factory=set)
     outlet: Outlet = field(default_factory=lambda: Outlet(FIRST, 0))
+    carried: set[View] = field(default_factory=set)
 
 
 class Expander:
@@ -166,7 +168,13 @@ class Expander:
         shared = any(result.shares[e.reader] < 1.0 for e in entries if e.reader is not None)
         if shared and (lifted.anchor or not all(b.geometry.is_diagonal for b in lifted.branches)):
             return False  # others read it too, and need not take it over
-        if view in opened or all(e.is_free for e in entries) or lifted.nodes == 0:
+        free = all(e.is_free for e in entries) or lifted.nodes == 0
+        carried = len(lifted.branches) == 1 and not lifted.anchor and lifted.branches[0].geometry.is_channelwise
+        if view in opened or (carried and all(e.reader in result.carried for e in entries)):
+            if carried and not free:
+                result.carried.add(view)
+            return True
+        if free:
             return True
         result.openable[view] = max(e.geometry.coarsening if e.geometry else 1.0 for e in entries)
         return False

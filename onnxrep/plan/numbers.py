@@ -82,6 +82,18 @@ class _Leaf:
 Leaves = Mapping[Origin, list[_Leaf]]
 
 
+def _merged(links: list[tuple[_Pool, Map | None]]) -> list[tuple[_Pool, Map | None]]:
+    """Return links of which those to one pool are one."""
+    found: dict[int, tuple[_Pool, Map | None]] = {}
+    for pool, through in links:
+        former = found.get(id(pool))
+        if former is not None and former[1] is not None and through is not None:
+            found[id(pool)] = (pool, former[1].plus(through))
+            continue
+        found[id(pool)] = (pool, through)
+    return list(found.values())
+
+
 class Evaluator:
     """Evaluates solutions of one scope."""
 
@@ -216,7 +228,7 @@ class Evaluator:
                 total = total.plus(other.map, lengths)
             except NotAligned:
                 total = total.plus(other.map, lengths, same_grid=True)  # the plan found a Concat above both
-            links += other.links
+            links = _merged(links + other.links)
         return _Leaf(total, links, first.chain)
 
     def _through(

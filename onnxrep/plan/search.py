@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onnxrep.grouping import Span
-from onnxrep.lift import Layout
+from onnxrep.lift import FIRST, Layout
 from onnxrep.plan.expansion import Entry, Expander, Expansion
 from onnxrep.plan.records import Origin
 from onnxrep.plan.stacking import stack
@@ -135,16 +135,23 @@ class Searcher:
     def _priced(self, root: View, opened: frozenset[View], closed: frozenset[View]) -> Solution:
         """Return one expansion with its price."""
         expansion = self._expander.expand(root, opened, closed)
-        parts = {
-            origin: self._cover(origin, entries, expansion.outlet.layout)
-            for origin, entries in expansion.leaves.items()
-        }
-        segments = self._segments(expansion.outlet.layout.kind, stack(parts))
+        layout = expansion.outlet.layout
+        parts = {origin: self._cover(origin, entries, layout) for origin, entries in expansion.leaves.items()}
+        segments = self._segments(layout.kind, stack(parts, lambda a, b: self._alike(a, b, layout)))
         price = Price() if segments is None else self._price(expansion, segments)
         anchored = any(e.anchors for entries in expansion.leaves.values() for e in entries)
         folds = anchored and segments is not None and price.beats(expansion.spent)
         folds = folds and self._anchors_of(segments) <= sum(map(self._is_anchor, expansion.expanded))
         return Solution(expansion, parts, segments, opened, price, price, folds, expansion, parts)
+
+    def _alike(self, first: Origin, second: Origin, layout: Layout) -> bool:
+        """Whether two sources are known to have the same sizes, channels aside."""
+        shapes = [self._views.facts.shapes.of(o.value) for o in (first, second)]
+        if first.steps or second.steps or None in shapes:
+            return False
+        axis = 1 if layout == FIRST else -1
+        rests = [[d for i, d in enumerate(s) if i != axis % len(s)] for s in shapes if s is not None]
+        return rests[0] == rests[1]
 
     def _is_anchor(self, view: View) -> bool:
         """Whether a view is made by a convolution or product."""

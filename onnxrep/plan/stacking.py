@@ -6,7 +6,7 @@ vanished into the parts, they are put together again: the sources are concatenat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
@@ -15,8 +15,11 @@ from onnxrep.plan.records import Origin
 from onnxrep.price import KERNEL, Part, Price
 
 
-def stack(parts: Mapping[Origin, Sequence[Part]]) -> dict[Origin, list[Part]]:
-    """Return parts of which those that came through the same Concat are one, with the sources concatenated."""
+def stack(parts: Mapping[Origin, Sequence[Part]], alike: Callable[[Origin, Origin], bool]) -> dict[Origin, list[Part]]:
+    """Return parts of which those that came through the same Concat are one, with the sources concatenated.
+
+    ``alike``: whether two sources are known to have the same sizes, channels aside.
+    """
     groups: dict[tuple[object, ...], list[tuple[Origin, Part]]] = {}
     result: dict[Origin, list[Part]] = {}
     for origin, mine in parts.items():
@@ -26,7 +29,9 @@ def stack(parts: Mapping[Origin, Sequence[Part]]) -> dict[Origin, list[Part]]:
             else:
                 result.setdefault(origin, []).append(part)
     for found in groups.values():
-        both = _stacked(found) if len({origin for origin, _ in found}) == len(found) > 1 else None
+        fits = len({origin for origin, _ in found}) == len(found) > 1
+        fits = fits and all(alike(found[0][0], origin) for origin, _ in found[1:])
+        both = _stacked(found) if fits else None
         for origin, part in found if both is None else [both]:
             result.setdefault(origin, []).append(part)
     return result

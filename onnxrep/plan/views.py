@@ -106,10 +106,10 @@ class Views:
     def _is_real(self, node: gs.Node, value: str) -> bool:
         """Whether a value holds real numbers: integers divide and overflow in their own ways."""
         kind = self.facts.shapes.type_of(value)
-        if kind or node.op not in _CALCULATING:
+        if node.op not in _CALCULATING or (kind and kind not in _REAL):
             return not kind or kind in _REAL
         parameters = (self.facts.constants.get(v.name) for v in node.inputs if self.facts.is_constant(v.name))
-        return all(p is not None and p.data_type in _REAL for p in parameters)
+        return all(p is None or p.data_type in _REAL for p in parameters)
 
     def forbid(self, view: View, decline: Decline) -> None:
         """Treat a value's op as a boundary from now on: its numbers cannot be used."""

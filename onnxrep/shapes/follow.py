@@ -70,8 +70,27 @@ class Shapes:
                         for axis, d in enumerate(kind.shape.dim)
                     )
         for node in scope.nodes:
+            if node.op in ("Conv", "ConvTranspose") and node.domain in DEFAULT_DOMAINS:
+                self._read(node)
+        for node in scope.nodes:
             if node.op in FOLLOWED and node.domain in DEFAULT_DOMAINS:
                 self._follow(node)
+
+    def _read(self, node: Any) -> None:
+        """State what a convolution's weight says about the image that it reads: the graph would not run otherwise."""
+        names = [v.name for v in node.inputs]
+        weight = self.of(names[1]) if len(names) > 1 else None
+        if weight is None or len(weight) < 3 or not self._scope.defines(names[0]):
+            return
+        channels = weight[0] if node.op == "ConvTranspose" else weight[1]
+        known = self._shapes.get(names[0])
+        if node.op == "Conv" and isinstance(channels, int):
+            channels *= int(node.attrs.get("group", 1))
+        if not isinstance(channels, int) or (known is not None and len(known) != len(weight)):
+            return
+        dims = known or tuple(Size((names[0], axis)) for axis in range(len(weight)))
+        if not isinstance(dims[1], int):
+            self._shapes[names[0]] = (dims[0], channels, *dims[2:])
 
     def of(self, name: str) -> Shape | None:
         """Return a value's shape, or None if not even its rank is known."""
