@@ -252,3 +252,34 @@ def test_a_convolution_says_what_the_image_of_a_loop_has():
     inner = next(a.g for a in result.graph.node[0].attribute if a.name == "body")
     assert [n.op_type for n in inner.node] == ["Conv", "Relu", "Identity"]
     same(model, result, (1, 4, 5, 6), (2, 4, 1, 1))
+
+
+def test_what_is_cropped_does_not_come_back_as_padding():
+    """A Slice that drops rows at the end, then a padded convolution: the padding is zero, not the dropped rows."""
+
+    def crop(net, x):
+        padded = net.op("Pad", x, indices(net, 0, 0, 0, 1, 0, 0, 0, 0))
+        return net.op("Slice", padded, indices(net, 0, 1), indices(net, 1 << 40, -2), indices(net, 2, 3))
+
+    net = Net(1, exact=True)
+    x = net.input(("n", 4, "h", "w"))
+    moved = crop(net, x)
+    net.channels[moved], net.axes[moved] = 4, 2
+    branches = [net.conv(moved, 4, 3, pads=[1, 1, 1, 3], bias=True), net.conv(x, 4, 3)]
+    model = net.model(net.relu(net.add(*branches)))
+    result, _, refusals = folded(model)
+    assert "border" in codes(refusals)
+    same(model, result, (1, 4, 5, 6), (2, 4, 4, 7))
+
+
+def test_a_chain_that_others_read_too_stays_for_them():
+    net = Net(1, exact=True)
+    x = net.input(("n", 4, "h", "w"))
+    moved = shuffle(net, net.conv(x, 4, 1, bias=True))
+    net.channels[moved], net.axes[moved] = 4, 2
+    branches = [net.conv(moved, 3, k, pads=k // 2, bias=True) for k in (1, 3)]
+    model = net.model(*map(net.relu, branches), net.relu(moved))
+    result, _, _ = folded(model)
+    feeds = {"x": np.random.default_rng(0).integers(-3, 4, (2, 4, 5, 6)).astype(np.float32)}
+    for old, new in zip(run(model, feeds), run(result, feeds), strict=True):
+        assert np.array_equal(old, new)

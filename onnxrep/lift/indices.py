@@ -53,7 +53,7 @@ def fitted(samples: Sequence[Sample]) -> tuple[Geometry, Map, Array] | None:
         return None
     present = tuple(tuple(sorted({int(t) for t in taps[:, a]})) for a in range(axes))
     whole = np.array_equal(chosen, np.arange(inputs))
-    tiles = all(s.before[a + 2] % stride[a] == 0 for s in samples for a in range(axes))
+    tiles = all(s.before[a + 2] == stride[a] * s.after[a + 2] for s in samples for a in range(axes))
     geometry = Geometry(outputs, inputs, inputs if whole else 1, present, stride, size, tiles=tiles)
     weight = np.zeros(geometry.weight_shape)
     for output, index in enumerate(chosen):

@@ -123,7 +123,10 @@ class Evaluator:
             filled = next(origin for origin, mine in leaves.items() if any(leaf.fill is not None for leaf in mine))
             view = next(v for leaf in leaves[filled] for p, _ in leaf.links for v in [p.view])
             raise Blocked(view, Decline("border", _BORDER))
-        shared = {self._views.position(v[0]) for v, share in expansion.shares.items() if share < 1.0}
+        shared: set[int] = set()  # what others need too dies when all have taken it over
+        for view in (v for v, share in expansion.shares.items() if share < 1.0):
+            lifted = self._views.lifted(view)
+            shared.update((self._views.position(view[0]), *(lifted.within if lifted else ())))
         lifts = [self._views.lifted(v) for v in expansion.expanded]
         sums = sum(len(lifted.branches) - 1 for lifted in lifts if lifted)
         return Region(
