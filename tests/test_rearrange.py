@@ -283,3 +283,19 @@ def test_a_chain_that_others_read_too_stays_for_them():
     feeds = {"x": np.random.default_rng(0).integers(-3, 4, (2, 4, 5, 6)).astype(np.float32)}
     for old, new in zip(run(model, feeds), run(result, feeds), strict=True):
         assert np.array_equal(old, new)
+
+
+def test_a_value_of_which_only_the_type_is_taken_may_vanish():
+    """Unoptimised exports compute a bias by a CastLike of a part of the image."""
+    net = Net(1, exact=True, opset=18)
+    x = net.input(("n", 4, "h", "w"))
+    a = net.conv(x, 4, 3, bias=True)
+    part = net.op("Slice", a, indices(net, 0), indices(net, 1), indices(net, 2))
+    bias = net.op("CastLike", net.constant([1.0, 2.0, 3.0, 4.0]), part)
+    weight = net.constant(net.draw(4, 4, 1, 1))
+    net.nodes.append(helper.make_node("Conv", [a, weight, bias], ["b"]))
+    net.channels["b"], net.axes["b"] = 4, 2
+    model = net.model(net.relu("b"))
+    result, _, _ = folded(model)
+    assert ops(result) == ["Conv", "Relu"]
+    same(model, result, (1, 4, 1, 1), (2, 4, 5, 6))

@@ -8,7 +8,7 @@ comes from the image from what is constant. If that is a map, and the same one a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,13 +81,18 @@ def is_mover(node: gs.Node) -> bool:
     return moves and node.attrs.get("reduction", "none") == "none"
 
 
+def _takes_no_data(node: gs.Node, values: Collection[str]) -> bool:
+    """Whether a node that reads some values takes their sizes or their type only."""
+    return node.op == "Shape" or (node.op == "CastLike" and node.inputs[0].name not in values)
+
+
 def serves(position: int, inside: set[int], facts: Facts) -> bool:
     """Whether a node takes the sizes (or type) of a value, or of a part of it, for nodes in ``inside`` alone."""
     scope = facts.scope
     first = scope.nodes[position]
-    casts = first.op == "CastLike" and facts.is_constant(first.inputs[0].name)
+    data = {v.name for v in first.inputs if not facts.is_constant(v.name)}
     seen, waiting = {position}, [position]
-    sized = {position} if first.op == "Shape" or casts else set[int]()
+    sized = {position} if _takes_no_data(first, data) else set[int]()
     while waiting and len(seen) < _MOST_SERVANTS:
         current = waiting.pop()
         node = scope.nodes[current]
@@ -99,7 +104,7 @@ def serves(position: int, inside: set[int], facts: Facts) -> bool:
             users -= inside
             sized |= users
         else:
-            sized |= {u for u in users if scope.nodes[u].op == "Shape"}
+            sized |= {u for u in users if _takes_no_data(scope.nodes[u], outputs)}
         if node.op not in EVALUABLE or (current not in sized and (node.op not in _DATA_INPUTS or users & inside)):
             return False
         waiting += users - seen
