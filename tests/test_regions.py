@@ -22,6 +22,8 @@ CHUNK = 200
 ORACLE_EVERY = 4
 ROUNDING = 1.25
 """On images of few pixels, the last window of a stride costs more than its share."""
+BORDER = 1.02
+"""Work is priced per position; a merged kernel also runs on the border of an image."""
 STARTS = range(START, START + REGIONS, CHUNK)
 
 
@@ -72,7 +74,7 @@ def check(case: Case, seed: int) -> int | None:
     if folds:
         old, new = work(case.model, largest), work(result, largest)
         more = min(n / max(o, 1) for n, o in zip(new, old, strict=True))
-        assert more <= (ROUNDING if case.is_static else 1.0), f"seed {seed}: {old} -> {new} multiply-accumulates"
+        assert more <= (ROUNDING if case.is_static else BORDER), f"seed {seed}: {old} -> {new} multiply-accumulates"
     return len(folds)
 
 

@@ -141,10 +141,11 @@ class Rearranger:
             return None
         for chain in self._chains(value):
             ops = {scope.nodes[p].op for p in chain.positions}
-            if plain is not None and (len(chain.positions) == 1 or ops <= _PLAIN or ops <= _PICKING):
+            if plain is not None and (len(chain.positions) == 1 or ops <= _PICKING):
                 continue
             found = self._recognized(chain)
-            if found is not None:
+            idle = plain is not None and ops <= _PLAIN and found is not None and found.branches[0].geometry.is_diagonal
+            if found is not None and not idle:
                 return found
         return None
 
@@ -283,22 +284,25 @@ class Rearranger:
                     continue
                 found = values.get(value.name)
                 if found is None:
-                    found = self._parameter(value.name, known, sizes)
+                    found = self._parameter(value.name, known, sizes, values)
                 if found is None:
                     return None
                 feeds[value.name] = found
             values.update(evaluate(self._scope.proto.node[position], feeds, self._facts.opset))
         return values.get(chain.value)
 
-    def _parameter(self, name: str, known: Known, sizes: Values) -> NDArray[Any] | None:
-        """Return a value that depends on constants and sizes only; numbers in float64."""
+    def _parameter(self, name: str, known: Known, sizes: Values, values: Values) -> NDArray[Any] | None:
+        """Return a value that depends on constants and sizes only; numbers in float64.
+
+        ``values``: those of the chain that are there already, whose sizes count as known.
+        """
         stack = [name]
         while stack:
             top = stack[-1]
             if top in sizes:
                 stack.pop()
                 continue
-            found = self._leaf(top, known)
+            found = self._leaf(top, known, values)
             if found is not None:
                 sizes[top] = found
                 continue
@@ -321,14 +325,20 @@ class Rearranger:
             sizes.update({n: _wide(v) for n, v in results.items()})
         return sizes[name]
 
-    def _leaf(self, name: str, known: Known) -> NDArray[Any] | None:
+    def _leaf(self, name: str, known: Known, values: Values) -> NDArray[Any] | None:
         """Return a constant, or the dims of a value whose sizes are known."""
         if self._facts.is_constant(name):
             constant = self._facts.constants.get(name)
             return None if constant is None or math.prod(constant.dims) > _LARGEST else _wide(constant.values())
-        vector = self._shapes.vector(name)
         position = self._scope.producer.get(name)
-        if vector is None or position is None or self._scope.nodes[position].op != "Shape":
+        if position is None or self._scope.nodes[position].op != "Shape":
+            return None
+        node = self._scope.nodes[position]
+        if node.inputs[0].name in values:
+            whole = values[node.inputs[0].name].shape
+            return np.array(whole[slice(node.attrs.get("start", 0), node.attrs.get("end"))], np.int64)
+        vector = self._shapes.vector(name)
+        if vector is None:
             return None
         try:
             return np.array([_number(d, known) for d in vector], np.int64)
