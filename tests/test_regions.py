@@ -20,7 +20,7 @@ REGIONS = int(os.environ.get("ONNXREP_REGIONS", "2400")) // 2
 START = int(os.environ.get("ONNXREP_REGIONS_START", "0"))
 CHUNK = 200
 ORACLE_EVERY = 4
-ROUNDING = 1.25
+ROUNDING = 2.0
 """On images of few pixels, the last window of a stride costs more than its share."""
 BORDER = 1.02
 """Work is priced per position; a merged kernel also runs on the border of an image."""
@@ -63,9 +63,10 @@ def check(case: Case, seed: int) -> int | None:
         if has_empty_image(case.model, feeds):
             continue
         after = run(result, feeds)
-        assert all(map(np.array_equal, before, after)), f"seed {seed}"
+        equal = close if any(e.op == "Pad" for f in folds for e in f.emitted) else np.array_equal
+        assert all(map(equal, before, after)), f"seed {seed}"
         if seed % ORACLE_EVERY == 0 and not ran:
-            assert all(map(np.array_equal, oracle.run(case.model, feeds), after)), f"seed {seed} (oracle)"
+            assert all(map(equal, oracle.run(case.model, feeds), after)), f"seed {seed} (oracle)"
         ran += 1
         largest = feeds if largest is None or size(feeds) > size(largest) else largest
     if not ran:
@@ -76,6 +77,11 @@ def check(case: Case, seed: int) -> int | None:
         more = min(n / max(o, 1) for n, o in zip(new, old, strict=True))
         assert more <= (ROUNDING if case.is_static else BORDER), f"seed {seed}: {old} -> {new} multiply-accumulates"
     return len(folds)
+
+
+def close(old, new) -> bool:
+    """Whether two results differ by no more than rounding: a border of ``-shift / scale`` is no round number."""
+    return old.shape == new.shape and bool(np.max(np.abs(old - new)) <= 1e-6 * max(np.max(np.abs(old)), 1.0))
 
 
 def size(feeds) -> int:
