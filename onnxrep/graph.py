@@ -138,6 +138,8 @@ class Model:
         for scope in self.scopes:
             if scope.parent is not None:
                 _pin_captures(scope)
+        main = self.scopes[0]
+        main.pinned.update(n for node in _training_nodes(proto) for n in node.input if n in main.producer)
 
     def array(self, tensor: onnx.TensorProto) -> NDArray[Any]:
         """Return a tensor's values in its own type."""
@@ -212,8 +214,16 @@ def _pin_captures(scope: Scope) -> None:
                 home.pinned.add(name)
 
 
+def _training_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of training graphs, which read weights and values of the main graph."""
+    for info in proto.training_info:
+        yield from info.initialization.node
+        yield from info.algorithm.node
+
+
 def _all_nodes(model: Model) -> Iterator[onnx.NodeProto]:
-    """Yield the nodes of all scopes and local functions."""
+    """Yield the nodes of all scopes, training graphs and local functions."""
+    yield from _training_nodes(model.proto)
     for scope in model.scopes:
         yield from scope.proto.node
     stack = [node for function in model.proto.functions for node in function.node]

@@ -250,3 +250,19 @@ def test_control_characters_in_names_are_escaped():
         validity.check(broken(rename), "model.onnx")
     assert "\x1b" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_training_graph_reads_stays():
+    model = rep_block()
+    weight = model.graph.node[0].input[1]
+    algorithm = model.training_info.add().algorithm
+    algorithm.name = "step"
+    algorithm.node.append(helper.make_node("Neg", [weight], ["gradient"]))
+    result, folds, _ = folded(model)
+    assert folds
+    assert weight in {t.name for t in result.graph.initializer}
+    assert result.training_info == model.training_info
+    held = copy(model)
+    held.training_info[0].algorithm.node[0].input[0] = model.graph.node[0].output[0]
+    result, _, _ = folded(held)
+    assert model.graph.node[0].output[0] in {o for n in result.graph.node for o in n.output}
