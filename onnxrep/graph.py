@@ -8,7 +8,7 @@ is its position in the message, because names are optional in ONNX and not uniqu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -98,10 +98,28 @@ class Scope:
             return ""
         return "/".join(filter(None, (self.parent.label, self.parent.node_label(self.owner))))
 
+    def outputs_of(self, position: int) -> list[str]:
+        """Return the names of a node's outputs, those left out aside."""
+        return [v.name for v in self.nodes[position].outputs if v.name]
+
+    def serving(
+        self, positions: Iterable[int], last: int, goes: Callable[[int, set[int]], bool] | None = None
+    ) -> list[int]:
+        """Return which of some nodes nothing needs but the node ``last``.
+
+        ``goes`` says of a reader whether it does not count because it serves the nodes in a set alone.
+        """
+        inside = {last}
+        for position in sorted(positions, reverse=True):
+            outputs = self.outputs_of(position)
+            users = {r for o in outputs for r in self.readers.get(o, ())} - inside
+            if not self.pinned.intersection(outputs) and all(goes is not None and goes(u, inside) for u in users):
+                inside.add(position)
+        return sorted(inside - {last})
+
     def node_label(self, position: int) -> str:
         """Return a node's name, or what else tells it from others."""
-        node = self.nodes[position]
-        outputs = [v.name for v in node.outputs if v.name]
+        node, outputs = self.nodes[position], self.outputs_of(position)
         return files.printable(node.name or (f"{node.op} -> {outputs[0]}" if outputs else f"{node.op} #{position}"))
 
 

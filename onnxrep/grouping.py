@@ -7,14 +7,22 @@ weights of a map are stored for the blocks only, ``[rows, columns / group]``.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
 Span = tuple[int, int]
 """A range of channels, end excluded."""
+
+
+def spans(counts: Sequence[int]) -> list[Span]:
+    """Return the ranges of channels of several values that follow each other."""
+    ends = accumulate(counts)
+    return [(end - count, end) for count, end in zip(counts, ends, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx
@@ -72,6 +72,37 @@ class Block:
             dims = [1 + index % 2 if i == 0 else size + (i == 3) for i in range(len(self.shape))]
             shapes.append(tuple(d if isinstance(d, int) else dims[i] for i, d in enumerate(self.shape)))
         return shapes
+
+
+def same(_: Net, x: str) -> str:
+    """Return the value itself: a raw identity."""
+    return x
+
+
+def chain(*steps: Build) -> Build:
+    """Return one step after the other."""
+
+    def build(net: Net, x: str) -> str:
+        for step in steps:
+            x = step(net, x)
+        return x
+
+    return build
+
+
+def total(*branches: Build, join: Callable[..., str] = Net.add) -> Build:
+    """Return the sum of branches that read the same value."""
+    return lambda net, x: join(net, *[branch(net, x) for branch in branches])
+
+
+def concat(*branches: Build, axis: int = 1) -> Build:
+    """Return the Concat of branches that read the same value."""
+    return lambda net, x: joined(net, [branch(net, x) for branch in branches], axis)
+
+
+def joined(net: Net, values: Sequence[str], axis: int = 1) -> str:
+    """Add a Concat of channels."""
+    return net.op("Concat", *values, axis=axis, channels=sum(net.channels[v] for v in values))
 
 
 def image(channels: int = 8, axes: int = 2) -> tuple[int | str, ...]:

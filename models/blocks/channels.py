@@ -4,31 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from models.blocks.base import Block, Build, image
+from models.blocks.base import Block, Build, chain, concat, image, joined, same, total
 from models.blocks.tokens import (
     WIDTH,
     Row,
     bn,
-    chain,
     chunks,
-    concat,
     conv,
     conv_bn,
     conv_transpose,
     depthwise,
     family,
-    joined,
     matmul,
     mul,
     pad,
     relu,
-    same,
     shaped,
     shift,
     shuffle,
     slices,
     split,
-    total,
     turn,
 )
 from models.net import Net

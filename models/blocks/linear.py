@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from models.blocks.base import Block, Build
+from models.blocks.base import Block, Build, chain, concat, same, total
 from models.blocks.tokens import (
     LINE,
     TOKENS,
@@ -14,8 +14,6 @@ from models.blocks.tokens import (
     WIDTH,
     Row,
     bn,
-    chain,
-    concat,
     conv,
     conv_bn,
     crop,
@@ -28,12 +26,10 @@ from models.blocks.tokens import (
     op,
     pooled,
     relu,
-    same,
     shaped,
     shaped_computed,
     shaped_like,
     shift,
-    total,
     turn,
 )
 from models.net import Net

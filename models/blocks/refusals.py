@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from models.blocks.base import Block, Build
+from models.blocks.base import Block, Build, chain, concat, same, total
 from models.blocks.tokens import (
     LINE,
     WIDTH,
     Row,
     bn,
-    chain,
-    concat,
     conv,
     conv_bn,
     conv_transpose,
@@ -24,10 +22,8 @@ from models.blocks.tokens import (
     pad,
     product,
     relu,
-    same,
     shift,
     silu,
-    total,
 )
 from models.net import Net
 

@@ -6,15 +6,15 @@ A block is written with a few combinators: a branch, a sum of branches and a who
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from models.blocks.base import TINY_ODD_EVEN, Block, Build, image
+from models.blocks.base import TINY_ODD_EVEN, Block, Build, chain, concat, image, same, total
 from models.net import Net, Size
 
-# -- combinators ----------------------------------------------------------------------------------------------------
+# -- steps ----------------------------------------------------------------------------------------------------------
 
 
 def conv(
@@ -40,32 +40,6 @@ def conv(
     return build
 
 
-def chain(*steps: Build) -> Build:
-    """Return one step after the other."""
-
-    def build(net: Net, x: str) -> str:
-        for step in steps:
-            x = step(net, x)
-        return x
-
-    return build
-
-
-def total(*branches: Build, join: Callable[..., str] = Net.add) -> Build:
-    """Return the sum of branches that read the same value."""
-    return lambda net, x: join(net, *[branch(net, x) for branch in branches])
-
-
-def concat(*branches: Build) -> Build:
-    """Return the Concat of branches that read the same value."""
-
-    def build(net: Net, x: str) -> str:
-        values = [branch(net, x) for branch in branches]
-        return net.op("Concat", *values, axis=1, channels=sum(net.channels[v] for v in values))
-
-    return build
-
-
 def alpha(value: float) -> Build:
     """Return a learnable factor of shape ``[1]``, as the first operand."""
     return lambda net, x: net.scale(x, [value], first=True)
@@ -74,11 +48,6 @@ def alpha(value: float) -> Build:
 def lab(factor: float, shift: float) -> Build:
     """Return a learnable affine block: scale and shift of shape ``[1]``."""
     return lambda net, x: net.op("Add", net.scale(x, [factor], first=True), net.constant([shift]))
-
-
-def identity(_: Net, x: str) -> str:
-    """Return the value itself."""
-    return x
 
 
 def plus_zero(net: Net, x: str) -> str:
@@ -214,25 +183,25 @@ def _quantization_aware() -> Iterator[Block]:
     words = "QARepVGG V1 and V2", "YOLOv6, QARepVGG", "BN(BN(C3) + C1 + [x] + [AP3 p1]); Relu"
     plain = conv(1, bn=False)
     first = {
-        "V1 with identity": total(conv(3), plain, identity),
+        "V1 with identity": total(conv(3), plain, same),
         "V1 without identity, stride 2": total(conv(3, 16, stride=2), conv(1, 16, stride=2, bn=False)),
-        "V1 with identity, 2 groups": total(conv(3, group=2), conv(1, group=2, bn=False), identity),
+        "V1 with identity, 2 groups": total(conv(3, group=2), conv(1, group=2, bn=False), same),
     }
     yield from rows(words, CONV_RELU, first, Net.bn, Net.relu)
-    second = {"V2": total(conv(3), plain, identity, average(True))}
+    second = {"V2": total(conv(3), plain, same, average(True))}
     yield from rows(words, CONV_RELU, second, Net.bn, Net.relu, exact=False)
-    third = {"V2, average of real pixels only": total(conv(3), plain, identity, average(False))}
+    third = {"V2, average of real pixels only": total(conv(3), plain, same, average(False))}
     left = counts(CONV_RELU, {"AveragePool": 1, "Mul": 1, "Add": 1})
     yield from rows(words, left, third, Net.bn, Net.relu, refused=("pool",), exact=False)
 
     words = "YOLO-NAS QARepVGG", "super-gradients", "BN(BN(C3 p=d) + alpha*(C1+b) + [x]); Relu; [SE]"
     small = conv(1, bn=False, bias=True)
-    usual = total(conv(3), chain(small, alpha(0.75)), identity)
+    usual = total(conv(3), chain(small, alpha(0.75)), same)
     forms = {
         "alpha 0.75 with identity": usual,
-        "alpha 0 with identity": total(conv(3), chain(small, alpha(0.0)), identity),
+        "alpha 0 with identity": total(conv(3), chain(small, alpha(0.0)), same),
         "alpha -1.5 without identity, plus 0": total(conv(3), chain(small, alpha(-1.5)), join=_add_and_zero),
-        "no alpha, dilation 2": total(conv(3, dilation=2), small, identity),
+        "no alpha, dilation 2": total(conv(3, dilation=2), small, same),
     }
     yield from rows(words, CONV_RELU, forms, Net.bn, Net.relu)
     gated = {"SE after Relu": chain(usual, Net.bn, Net.relu, Net.squeeze_excite)}
@@ -292,7 +261,7 @@ def _yolo() -> Iterator[Block]:
     ninth = {"two branches": pair, "plus 0": total(conv(3), conv(1), join=_add_and_zero)}
     yield from rows(words, CONV_SILU, ninth, Net.silu, exact=False)
     words = "RepNCSPELAN4", "YOLOv9", "C1; split; 2 (RepNCSP; C3); Concat; C1"
-    bottleneck = total(identity, chain(pair, Net.silu, unit(3)))
+    bottleneck = total(same, chain(pair, Net.silu, unit(3)))
     csp = chain(concat(chain(unit(1), bottleneck), unit(1)), unit(1, 8))
     left = counts(counts(CONV_SILU, times=14), {"Slice": 2, "Concat": 3, "Add": 2})
     yield from rows(words, left, {"one bottleneck per stage": elan(csp)}, exact=False)
@@ -309,7 +278,7 @@ def _yolo() -> Iterator[Block]:
     yield from rows(words, CONV_SILU, {"alone": wide}, exact=False)
     inner = chain(unit(3, dw=True), unit(1, 16), wide, unit(1, 8), unit(3, dw=True))
     left = counts(counts(CONV_SILU, times=5), ADD)
-    yield from rows(words, left, {"in a CIB": total(identity, inner)}, exact=False)
+    yield from rows(words, left, {"in a CIB": total(same, inner)}, exact=False)
 
     words = "mmyolo RepVGGBlock", "mmyolo, DAMO-YOLO, Gold-YOLO", "BN(C3) + [alpha*]BN(C1) + [BN(x)]; Relu"
     big, small = conv(3, epsilon=1e-3), conv(1, epsilon=1e-3)
@@ -353,7 +322,7 @@ def _large_kernels() -> Iterator[Block]:
     for size in (13, 31):
         large = chain(total(conv(size, dw=True), conv(5, dw=True)), Net.relu)
         yield from rows(words, CONV_RELU, {f"{size}x{size}": large})
-    block = total(identity, chain(Net.bn, conv(1, 16), Net.relu, large, conv(1, 8)))
+    block = total(same, chain(Net.bn, conv(1, 16), Net.relu, large, conv(1, 8)))
     left = counts(CONV, CONV, CONV, RELU, RELU, ADD)
     yield from rows(words, left, {"whole block, norm before the first 1x1": block}, exact=False)
 
@@ -421,7 +390,7 @@ def _other_ranks() -> Iterator[Block]:
         "with identity": total(conv(3), conv(1), Net.bn),
         "stride 2, 2 groups": total(*[conv(k, 16, stride=2, group=2) for k in (3, 1)]),
         "three equal branches of 5": total(*[conv(5)] * 3),
-        "dilation 2, depthwise, identity": total(conv(3, dilation=2, dw=True), conv(1, dw=True), identity),
+        "dilation 2, depthwise, identity": total(conv(3, dilation=2, dw=True), conv(1, dw=True), same),
     }
     yield from rows(words, CONV_RELU, forms, Net.relu, shape=image(8, 1))
     words = "RepVGG 3-D", "RepSPK and others", "BN(C(1,3,3) d=(1,d,d)) + BN(C1) + [BN(x)]; Relu"
@@ -429,6 +398,6 @@ def _other_ranks() -> Iterator[Block]:
         "1x3x3 with identity": total(conv((1, 3, 3)), conv(1), Net.bn),
         "1x3x3, dilation (1, 2, 2)": total(conv((1, 3, 3), dilation=(1, 2, 2)), conv(1), Net.bn),
         "3x3x3, stride 2": total(conv(3, 16, stride=2), conv(1, 16, stride=2)),
-        "3x3x3 + 1x3x3 + 3x1x1, depthwise": total(*[conv(k, dw=True) for k in (3, (1, 3, 3), (3, 1, 1))], identity),
+        "3x3x3 + 1x3x3 + 3x1x1, depthwise": total(*[conv(k, dw=True) for k in (3, (1, 3, 3), (3, 1, 1))], same),
     }
     yield from rows(words, CONV_RELU, forms, Net.relu, shape=image(8, 3))

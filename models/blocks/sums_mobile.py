@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from models.blocks.base import Block, Build
+from models.blocks.base import Block, Build, chain, concat, same, total
 from models.blocks.sums import (
     ADD,
     CONV,
@@ -15,17 +15,13 @@ from models.blocks.sums import (
     GELU,
     RELU,
     SE,
-    chain,
-    concat,
     conv,
     counts,
     hard_swish,
-    identity,
     lab,
     layer_scale,
     plus_zero,
     rows,
-    total,
 )
 from models.net import Net, Size
 
@@ -94,9 +90,9 @@ def _repvit() -> Iterator[Block]:
     """Yield RepViT's token mixer."""
     words = "RepVGGDW of RepViT", "THU-MIG/RepViT, timm", "BN(BN(dw3) + dw1+b + x)"
     small = conv(1, dw=True, bn=False, bias=True)
-    forms = {f"{k}x{k}": chain(total(conv(k, dw=True), small, identity), Net.bn) for k in (3, 7)}
+    forms = {f"{k}x{k}": chain(total(conv(k, dw=True), small, same), Net.bn) for k in (3, 7)}
     yield from rows(words, CONV, forms)
-    mixer = total(identity, chain(conv(1, 16), Net.gelu, conv(1, 8)))
+    mixer = total(same, chain(conv(1, 16), Net.gelu, conv(1, 8)))
     tail = counts(CONV, CONV, GELU, ADD)
     yield from rows(words, counts(CONV, tail), {"whole block": chain(forms["3x3"], mixer)}, exact=False)
     gated = chain(forms["3x3"], Net.squeeze_excite, mixer)
@@ -137,7 +133,7 @@ def _repnext() -> Iterator[Block]:
     copies = concat(small_repnext(2), medium_repnext(2))
     left = counts(CONV, CONV, {"Concat": 1})
     yield from rows(words, left, {"alone": copies, "norm after the Concat": chain(copies, Net.bn)})
-    mixer = total(identity, chain(conv(1, 32), Net.gelu, conv(1, 16)))
+    mixer = total(same, chain(conv(1, 32), Net.gelu, conv(1, 16)))
     whole = chain(copies, Net.bn, mixer)
     left = counts(left, CONV, CONV, GELU, ADD)
     yield from rows(words, left, {"whole downsampling": whole}, exact=False)
@@ -145,8 +141,8 @@ def _repnext() -> Iterator[Block]:
 
 def ghost(relu: bool, twice: bool = False) -> Build:
     """Return RepGhostModule: a 1x1, then a depthwise 3x3 beside a norm of the same value."""
-    act = Net.relu if relu else identity
-    cheap = total(conv(3, dw=True), Net.bn, *([identity] if twice else []))
+    act = Net.relu if relu else same
+    cheap = total(conv(3, dw=True), Net.bn, *([same] if twice else []))
     return chain(conv(1), act, cheap, act)
 
 
@@ -156,7 +152,7 @@ def ghost_v3(gated: bool) -> Build:
     def build(net: Net, x: str) -> str:
         primary = chain(total(chain(Net.bn, plus_zero), *[conv(1)] * 3), Net.relu)(net, x)
         cheap = total(conv(1, dw=True), Net.bn, *[conv(3, dw=True)] * 3)
-        out = concat(identity, chain(cheap, Net.relu))(net, primary)
+        out = concat(same, chain(cheap, Net.relu))(net, primary)
         if not gated:
             return out
         pooled = net.op("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])
@@ -174,7 +170,7 @@ def _ghosts() -> Iterator[Block]:
     two = counts(CONV, CONV)
     yield from rows(words, counts(two, RELU, RELU), {"Relu": ghost(True), "Relu, identity too": ghost(True, True)})
     yield from rows(words, two, {"no Relu": ghost(False), "no Relu, identity too": ghost(False, True)})
-    down = total(identity, chain(ghost(True), Net.squeeze_excite, ghost(False)))
+    down = total(same, chain(ghost(True), Net.squeeze_excite, ghost(False)))
     left = counts(two, two, RELU, RELU, SE, ADD)
     yield from rows(words, left, {"bottleneck with SE": down}, exact=False)
 
@@ -222,11 +218,11 @@ def _mixers() -> Iterator[Block]:
     forms = {
         "3x3": rep_mixer(3, layer_scale),
         "3x3, scale first": rep_mixer(3, lambda net, x: net.scale(x, net.per_channel(x), first=True)),
-        "3x3 without scale": rep_mixer(3, identity),
+        "3x3 without scale": rep_mixer(3, same),
     }
     yield from rows(words, CONV, forms)
     words = "Depthwise residual", "EfficientViT, TinyViT, SHViT", "x + BN(dwk x)"
-    yield from rows(words, CONV, {f"{k}x{k}": total(identity, conv(k, dw=True)) for k in (3, 5, 7)})
+    yield from rows(words, CONV, {f"{k}x{k}": total(same, conv(k, dw=True)) for k in (3, 5, 7)})
     words = "EfficientViM residual", "EfficientViM", "x + sigmoid(alpha)*(BN(dw3 x) - x)"
     forms = {"difference": vim("difference"), "convex combination": vim("combination")}
     yield from rows(words, CONV, forms, exact=False)

@@ -76,44 +76,9 @@ def _wide(build: Build) -> Build:
 # -- composition ----------------------------------------------------------------------------------------------------
 
 
-def same(net: Net, x: str) -> str:
-    """Return the value itself: a raw identity."""
-    return x
-
-
-def chain(*steps: Build) -> Build:
-    """Return the steps one after the other."""
-
-    def build(net: Net, x: str) -> str:
-        for step in steps:
-            x = step(net, x)
-        return x
-
-    return build
-
-
-def total(*branches: Build) -> Build:
-    """Return the sum of branches that read the same value."""
-    return lambda net, x: net.add(*(branch(net, x) for branch in branches))
-
-
 def product(first: Build, second: Build) -> Build:
     """Return the product of two branches: no linear op."""
     return lambda net, x: net.op("Mul", first(net, x), second(net, x))
-
-
-def concat(*branches: Build, axis: int = 1) -> Build:
-    """Return the Concat of branches that read the same value."""
-
-    def build(net: Net, x: str) -> str:
-        return joined(net, [branch(net, x) for branch in branches], axis)
-
-    return build
-
-
-def joined(net: Net, values: Sequence[str], axis: int = 1) -> str:
-    """Add a Concat of channels."""
-    return net.op("Concat", *values, channels=sum(width(net, v) for v in values), axis=axis)
 
 
 # -- one node ---------------------------------------------------------------------------------------------------------

@@ -68,6 +68,10 @@ class Branch:
     unit: float | None = None
     layout: Layout | None = None
 
+    def view(self, layout: Layout) -> tuple[str, Layout]:
+        """Return the source with the layout in which it is read; ``layout`` is that of the output."""
+        return self.source, self.layout or layout
+
 
 @dataclass(frozen=True)
 class Lifted:
@@ -136,14 +140,8 @@ class Facts:
 
     def generators(self, output: str, names: Iterable[str]) -> tuple[int, tuple[int, ...]]:
         """Return how many nodes calculate the weights of the node that makes ``output``, and which serve it alone."""
-        every = sorted({p for name in names if name for p in self.constants.generators(name)})
-        alone = {self.scope.producer[output]}
-        for position in reversed(every):
-            outputs = [v.name for v in self.scope.nodes[position].outputs if v.name]
-            pinned = any(o in self.scope.pinned for o in outputs)
-            if not pinned and all(r in alone for o in outputs for r in self.scope.readers.get(o, ())):
-                alone.add(position)
-        return len(every), tuple(p for p in every if p in alone)
+        every = {p for name in names if name for p in self.constants.generators(name)}
+        return len(every), tuple(self.scope.serving(every, self.scope.producer[output]))
 
     def integers(self, name: str, what: str) -> list[int]:
         """Return a vector of integers that is constant or follows from sizes that are.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxrep.grouping import spans
 from onnxrep.lattice import Form, Geometry, Map
 from onnxrep.lift.base import FIRST, Branch, Decline, Facts, Lifted, allow, copies, inputs
+from onnxrep.shapes import counted
 
 _INFINITE = (1 << 31) - 1
 _LARGEST_BLOCK, _LARGEST_WEIGHT = 64, 1 << 22
@@ -24,14 +25,12 @@ def lift_concat(node: gs.Node, facts: Facts, output: str) -> Lifted:
     names = [v.name for v in node.inputs]
     if not names or any(facts.is_constant(n) for n in names):
         raise Decline("not-linear")
-    rank = len(facts.shape(names[0]))
-    if axis_of(node.attrs.get("axis", 1), rank) != _channel_axis(facts, rank):
-        raise Decline("not-linear")
+    _check_axis(node, facts, names[0], 1)
     images = [facts.image(n) for n in names]
-    ends = list(accumulate((c for c, _ in images), initial=0))
+    rows = spans([channels for channels, _ in images])
     geometries = [
-        Geometry.channels(ends[-1], channels, span, (0, channels), axes)
-        for (channels, axes), span in zip(images, pairwise(ends), strict=True)
+        Geometry.channels(rows[-1][1], channels, span, (0, channels), axes)
+        for (channels, axes), span in zip(images, rows, strict=True)
     ]
 
     def numbers() -> Form:
@@ -40,11 +39,11 @@ def lift_concat(node: gs.Node, facts: Facts, output: str) -> Lifted:
     return Lifted(tuple(copies(n, g) for n, g in zip(names, geometries, strict=True)), numbers)
 
 
-def axis_of(axis: int, rank: int) -> int:
-    """Return an axis counted from the front; decline one that does not exist."""
-    if not -rank <= axis < rank:
-        raise Decline("unknown-attribute", f"axis {axis} of a value of rank {rank}")
-    return int(axis) % rank
+def _check_axis(node: gs.Node, facts: Facts, source: str, default: int) -> None:
+    """Decline a node that does not work along the channels of its input."""
+    rank = len(facts.shape(source))
+    if counted([int(node.attrs.get("axis", default))], rank) != [_channel_axis(facts, rank)]:
+        raise Decline("not-linear")
 
 
 def _channel_axis(facts: Facts, rank: int) -> int:
@@ -64,9 +63,7 @@ def lift_split(node: gs.Node, facts: Facts, output: str) -> Lifted:
     source, sizes_name = inputs(node, 1, 2)
     if facts.is_constant(source):
         raise Decline("constant")
-    rank = len(facts.shape(source))
-    if axis_of(node.attrs.get("axis", 0), rank) != _channel_axis(facts, rank):
-        raise Decline("not-linear")
+    _check_axis(node, facts, source, 0)
     channels, axes = facts.image(source)
     count = len(node.outputs)
     sizes = node.attrs.get("split")
@@ -77,9 +74,8 @@ def lift_split(node: gs.Node, facts: Facts, output: str) -> Lifted:
         sizes = [min(each, channels - k * each) for k in range(count)]
     if len(sizes) != count or sum(sizes) != channels or min(sizes) < 1:
         raise Decline("unknown-attribute", f"a Split of {channels} channels into {list(sizes)}")
-    ends = list(accumulate(sizes, initial=0))
     index = [v.name for v in node.outputs].index(output)
-    geometry = Geometry.channels(sizes[index], channels, (0, sizes[index]), (ends[index], ends[index + 1]), axes)
+    geometry = Geometry.channels(sizes[index], channels, (0, sizes[index]), spans(sizes)[index], axes)
     share = 1.0 / count
     return Lifted((copies(source, geometry),), lambda: Form((Map.channels(geometry),), None), kernels=share)
 
@@ -90,9 +86,7 @@ def lift_gather(node: gs.Node, facts: Facts, output: str) -> Lifted:
     source, name = inputs(node, 2, 2)
     if facts.is_constant(source):
         raise Decline("constant")
-    rank = len(facts.shape(source))
-    if axis_of(node.attrs.get("axis", 0), rank) != _channel_axis(facts, rank):
-        raise Decline("not-linear")
+    _check_axis(node, facts, source, 0)
     indices = facts.constant(name, "the indices")
     if len(indices.dims) != 1:
         raise Decline("not-linear")
@@ -137,7 +131,9 @@ def lift_slice(node: gs.Node, facts: Facts, output: str) -> Lifted:
     )
     if starts is None or ends is None:
         raise Decline("unknown-attribute", "a Slice without starts or ends")
-    where = [axis_of(a, len(shape)) for a in (where or range(len(starts)))]
+    where = counted(range(len(starts)) if where is None else where, len(shape))
+    if where is None:
+        raise Decline("unknown-attribute", f"a Slice of a value of rank {len(shape)} along axes that it lacks")
     steps = steps or [1] * len(starts)
     channels, axes = facts.image(source)
     channel_axis = _channel_axis(facts, len(shape))

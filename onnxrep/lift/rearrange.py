@@ -96,7 +96,7 @@ def serves(position: int, inside: set[int], facts: Facts) -> bool:
     while waiting and len(seen) < _MOST_SERVANTS:
         current = waiting.pop()
         node = scope.nodes[current]
-        outputs = [v.name for v in node.outputs if v.name]
+        outputs = scope.outputs_of(current)
         users = {r for o in outputs for r in scope.readers.get(o, ())}
         if not users or any(o in scope.pinned for o in outputs) or node.domain not in DEFAULT_DOMAINS:
             return False
@@ -224,8 +224,9 @@ class Rearranger:
         if found is None:
             return None
         geometry, map_, border = found
-        inner = self._exclusive(chain)
-        ops = [self._scope.nodes[p].op for p in (*inner, chain.positions[-1])]
+        *most, last = chain.positions
+        inner = self._scope.serving(most, last, lambda reader, inside: serves(reader, inside, self._facts))
+        ops = [self._scope.nodes[p].op for p in (*inner, last)]
 
         def numbers() -> Form:
             return frame(map_, border)
@@ -238,18 +239,6 @@ class Rearranger:
             biased=bool(np.any(border)),
             within=tuple(inner),
         )
-
-    def _exclusive(self, chain: _Chain) -> list[int]:
-        """Return the nodes of a chain, its last aside, that nothing else needs."""
-        scope, last = self._scope, chain.positions[-1]
-        inside = {last}
-        for position in reversed(chain.positions[:-1]):
-            outputs = [v.name for v in scope.nodes[position].outputs if v.name]
-            users = {r for o in outputs for r in scope.readers.get(o, ())}
-            needed = any(o in scope.pinned for o in outputs)
-            if not needed and all(u in inside or serves(u, inside, self._facts) for u in users):
-                inside.add(position)
-        return sorted(inside - {last})
 
     def _run(self, chain: _Chain, shape: Shape, known: Known) -> Sample | None:
         """Run a chain on indices; None if it does not run at this size."""

@@ -30,7 +30,7 @@ class Planner:
         self._search = Searcher(self._views, expander)
         self._evaluator = Evaluator(self._views, expander)
         self._hopeless: set[View] = set()
-        self._accepted: list[Region] = []
+        self._roots: set[str] = set()
         self._removed: set[int] = set()
         self._needed: set[str] = set()
 
@@ -50,6 +50,7 @@ class Planner:
                 continue
             region = self._settle(view)
             if region is not None and self._is_compatible(region):
+                self._roots.add(region.output)
                 self._explain.taken.update(region.covered)
                 self._removed.update(region.removed)
                 self._needed.update(v for s in region.summands for v in s.origin.values)
@@ -59,17 +60,14 @@ class Planner:
         """Whether a region and those before it leave each other's sources; if not, a later round will find it."""
         scope = self._views.scope
         made = {v.name for p in region.removed for v in scope.nodes[p].outputs} - {region.output}
-        roots = {r.output for r in self._accepted}
         sources = {v for s in region.summands for v in s.origin.values}
-        lost = {v for v in sources - roots if self._views.position(v) in self._removed}
-        if made & self._needed or lost:
-            return False
-        self._accepted.append(region)
-        return True
+        lost = {v for v in sources - self._roots if self._views.position(v) in self._removed}
+        return not (made & self._needed or lost)
 
     def refuse(self, region: Region, code: str, detail: str) -> None:
         """Take back a region that could not be emitted; what lies below its root is looked at again."""
         self._explain.note(region.root, code, detail)
+        self._roots.discard(region.output)
         self._explain.taken.difference_update(region.covered)
         self._removed.difference_update(region.removed)
         self._views.forbid((region.output, region.layout), Decline(code, detail))
@@ -126,7 +124,7 @@ class Planner:
         """Whether a convolution or product reads a value."""
         scope = self._views.scope
         for reader in scope.readers.get(value, ()):
-            for output in (v.name for v in scope.nodes[reader].outputs if v.name):
+            for output in scope.outputs_of(reader):
                 if any((lifted := self._views.lifted((output, x))) and lifted.anchor for x in self._views.layouts):
                     return True
         return False

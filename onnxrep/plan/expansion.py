@@ -124,7 +124,7 @@ class Expander:
             del waiting[view]
             self._account(view, joined, entries, lifted, result)
             for branch, entry in steps:
-                below = (branch.source, branch.layout or view[1])
+                below = branch.view(view[1])
                 waiting.setdefault(below, []).append(entry)
                 layouts.setdefault(below[0], set()).add(below[1])
                 if below not in seen and self._views.may_vanish(below) and len(seen) < LARGEST_REGION:
@@ -267,7 +267,7 @@ class Expander:
         """Return what a movement moves."""
         lifted = self._views.lifted(view)
         assert lifted is not None
-        return lifted.branches[0].source, lifted.branches[0].layout or view[1]
+        return lifted.branches[0].view(view[1])
 
     def _movement(self, view: View) -> tuple[object, ...]:
         """Return what tells movements apart, the value that they move aside."""

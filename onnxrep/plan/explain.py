@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from onnxrep.lattice import NotAligned, border_fault
-from onnxrep.lift import Decline, Lifted
+from onnxrep.lift import Decline
 from onnxrep.plan.records import Refusal
 from onnxrep.plan.search import Solution
 from onnxrep.plan.views import View, Views
@@ -24,6 +24,7 @@ class Explainer:
         self._views, self._scope = views, views.scope
         self._refusals: dict[tuple[int, str], Refusal] = {}
         self._said: set[tuple[str, str]] = set()
+        self._compared: set[tuple[View, View]] = set()
         self.taken: set[int] = set()
 
     def note(self, position: int, code: str, detail: str) -> None:
@@ -52,30 +53,32 @@ class Explainer:
         """Note convolutions in a row that differ from their composition at the border, whatever it would cost."""
         for view in sorted(solution.whole.openable):
             lifted = self._views.lifted(view)
-            for reader, branch in self._reading(view, solution):
-                if lifted is None or not self._leads_to_anchor(view):
+            for above, branch in self._reading(view, solution):
+                reader = self._views.lifted(above)
+                if lifted is None or reader is None or lifted.moves or (view, above) in self._compared:
+                    continue
+                self._compared.add((view, above))
+                if not self._leads_to_anchor(view):
                     continue
                 try:
                     first, second = lifted.numbers(), reader.numbers().maps[branch]
                 except Decline:
                     continue
                 for map_, source in zip(first.maps, lifted.branches, strict=True):
-                    if second.geometry.axes != map_.geometry.axes or lifted.moves:
+                    if second.geometry.axes != map_.geometry.axes:
                         continue
-                    lengths = self._views.lengths((source.source, source.layout or view[1]))
+                    lengths = self._views.lengths(source.view(view[1]))
                     fault = border_fault(second, map_, first.bias, lengths)
                     if fault is not None:
-                        made = reader.branches[branch].source
-                        position = next(r for r in self._scope.readers[made] if r >= 0)
-                        self.note(position, "border", fault)
+                        self.note(self._views.position(above[0]), "border", fault)
 
-    def _reading(self, view: View, solution: Solution) -> Iterator[tuple[Lifted, int]]:
+    def _reading(self, view: View, solution: Solution) -> Iterator[tuple[View, int]]:
         """Yield the convolutions of a solution that read a view, with the number of the branch."""
         for above in solution.whole.expanded:
             lifted = self._views.lifted(above)
             for index, branch in enumerate(lifted.branches if lifted is not None and lifted.anchor else ()):
-                if lifted is not None and (branch.source, branch.layout or above[1]) == view:
-                    yield lifted, index
+                if branch.view(above[1]) == view:
+                    yield above, index
 
     def _leads_to_anchor(self, view: View) -> bool:
         """Whether a view is a map that reads neighbours or mixes channels, or an op behind such a one."""
@@ -87,7 +90,7 @@ class Explainer:
                 return True
             if len(lifted.branches) != 1:
                 return any(b.source in self._views.anchored.get(view[1], ()) for b in lifted.branches)
-            view = (lifted.branches[0].source, lifted.branches[0].layout or view[1])
+            view = lifted.branches[0].view(view[1])
         return False
 
     def refusals(self) -> list[Refusal]:
@@ -128,7 +131,7 @@ class Explainer:
             return scaled or len(set(sources)) < len(sources)
         if code == "pool":  # beside a convolution of the same source, or in front of one
             readers = self._scope.readers.get(node.outputs[0].name, ())
-            data += [v.name for r in readers for v in self._scope.nodes[r].outputs if v.name]
+            data += [name for r in readers for name in self._scope.outputs_of(r)]
         return any(map(self._rests_on_anchor, data))
 
     def _source_of(self, value: str) -> str:
@@ -148,7 +151,7 @@ class Explainer:
         if lifted is None or lifted.anchor or not all(b.geometry.is_diagonal for b in lifted.branches) or lifted.moves:
             return
         for branch in lifted.branches:
-            maker = self._views.lifted((branch.source, branch.layout or view[1]))
+            maker = self._views.lifted(branch.view(view[1]))
             made = self._views.position(branch.source)
             if maker is None or not maker.anchor or made in self.taken:
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from onnxrep.plan.records import Origin, Region, Summand
 from onnxrep.plan.search import Solution
 from onnxrep.plan.stacking import picks
 from onnxrep.plan.views import View, Views
-from onnxrep.price import KERNEL
+from onnxrep.price import Price
 
 _FRAME_ROUNDINGS = 8.0
 """A border value and the bias that it must equal may differ by this many roundings of their summands."""
@@ -82,6 +82,12 @@ class _Leaf:
 Leaves = Mapping[Origin, list[_Leaf]]
 
 
+def _unfilled(leaves: Iterable[_Leaf]) -> Blocked:
+    """Return what forbids to look through the value whose source one of the leaves would pad with a constant."""
+    pool, _ = next(leaf for leaf in leaves if leaf.fill is not None).links[0]
+    return Blocked(pool.view, Decline("border", _BORDER))
+
+
 def _merged(links: list[tuple[_Pool, Map | None]]) -> list[tuple[_Pool, Map | None]]:
     """Return links of which those to one pool are one."""
     found: dict[int, tuple[_Pool, Map | None]] = {}
@@ -116,13 +122,9 @@ class Evaluator:
             segments.append((span, tuple(summands)))
         expansion = solution.expansion
         fills = sum(s.fill is not None for _, summands in segments for s in summands)
-        after = solution.price
-        for _ in range(fills):
-            after += KERNEL
-        if not after.beats(expansion.spent):
-            filled = next(origin for origin, mine in leaves.items() if any(leaf.fill is not None for leaf in mine))
-            view = next(v for leaf in leaves[filled] for p, _ in leaf.links for v in [p.view])
-            raise Blocked(view, Decline("border", _BORDER))
+        after = solution.price + Price(0.0, fills, fills)
+        if fills and not after.beats(expansion.spent):
+            raise _unfilled(leaf for mine in leaves.values() for leaf in mine)
         shared: set[int] = set()  # what others need too dies when all have taken it over
         for view in (v for v, share in expansion.shares.items() if share < 1.0):
             lifted = self._views.lifted(view)
@@ -146,9 +148,9 @@ class Evaluator:
     def _stacked(self, origin: Origin, every: Leaves, solution: Solution) -> Summand:
         """Return the maps over several sources as one over their Concat."""
         found = [self._summand(o, members, every, solution) for o, members in origin.parts]
-        filled = [leaf for o, members in origin.parts for m in members if (leaf := every[o][m]).fill is not None]
-        if filled:
-            raise Blocked(filled[0].links[0][0].view, Decline("border", _BORDER))
+        leaves = [every[o][m] for o, members in origin.parts for m in members]
+        if any(leaf.fill is not None for leaf in leaves):
+            raise _unfilled(leaves)
         places = picks([s.map.geometry.inputs for s in found], found[0].map.geometry.axes)
         first, *rest = [s.map.after(Map.channels(place)) for s, place in zip(found, places, strict=True)]
         for map_ in rest:
@@ -173,7 +175,7 @@ class Evaluator:
             grids &= entries[member].grids
             total = total.plus(other, lengths, bool(grids))
         if len({leaves[m].fill for m in members}) > 1:
-            raise Blocked(leaves[members[0]].links[0][0].view, Decline("border", _BORDER))
+            raise _unfilled(leaves[m] for m in members)
         units = [entries[m].unit for m in members]
         anchors = frozenset[str]().union(*(entries[m].anchors for m in members))
         unit = None if anchors or None in units else sum(u for u in units if u is not None)
@@ -200,7 +202,7 @@ class Evaluator:
                 for pool, through in top.links:
                     pool.add(through, form.bias, form.bias if form.sizes is None else form.sizes)
             for index, branch in enumerate(lifted.branches):
-                below = (branch.source, branch.layout or view[1])
+                below = branch.view(view[1])
                 if lifted.moves:
                     entry = _Leaf(top.map, top.links, (*top.chain, view))
                     if top.map is None:

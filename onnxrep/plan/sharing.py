@@ -20,8 +20,7 @@ def find_shared(views: Views) -> dict[View, float]:
             continue
         for layout in views.layouts:
             view = (value, layout)
-            lifted = views.lifted(view)
-            shifts = None if lifted is None else _movable(views, view)
+            shifts = _movable(views, view)
             if shifts is None:
                 continue
             shares = _absorbed(views, view, shifts, 0)
@@ -51,7 +50,7 @@ def _movable(views: Views, view: View) -> bool | None:
             break
         biased |= lifted.biased
         useful |= not lifted.moves and lifted.nodes > 0
-        view = (lifted.branches[0].source, lifted.branches[0].layout or view[1])
+        view = lifted.branches[0].view(view[1])
     if _folds_backward(views, view):
         return None
     return biased if useful else None
@@ -91,7 +90,7 @@ def _absorbed(views: Views, view: View, biased: bool, depth: int) -> dict[View, 
     readers = sorted(set(views.scope.readers.get(view[0], ())))
     shares: dict[View, float] = {view: 1.0 / len(readers)} if len(readers) > 1 else {}
     for reader in readers:
-        outputs = [v.name for v in views.scope.nodes[reader].outputs if v.name]
+        outputs = views.scope.outputs_of(reader)
         if len(outputs) != 1 or depth > _LONGEST:
             return None
         behind = _through_reader(views, view, outputs[0], biased, depth)
@@ -108,13 +107,13 @@ def _through_reader(views: Views, view: View, output: str, biased: bool, depth: 
         if lifted is None:
             continue
         if views.scope.nodes[views.position(output)].op == "Concat" and output not in views.scope.pinned:
-            if any((b.source, b.layout or layout) == view for b in lifted.branches):
+            if any(b.view(layout) == view for b in lifted.branches):
                 return _absorbed(views, (output, layout), biased, depth + 1)
             continue
         if len(lifted.branches) != 1:
             continue
         branch = lifted.branches[0]
-        if branch.source != view[0] or (branch.layout or layout) != view[1]:
+        if branch.view(layout) != view:
             continue
         if lifted.moves and output not in views.scope.pinned:
             return _absorbed(views, (output, layout), biased, depth + 1)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate, pairwise
 
+from onnxrep.grouping import spans
 from onnxrep.lattice import Geometry, Inexact, NotAligned
 from onnxrep.plan.records import Origin
 from onnxrep.price import KERNEL, Part, Price
@@ -39,9 +39,8 @@ def stack(parts: Mapping[Origin, Sequence[Part]], alike: Callable[[Origin, Origi
 
 def picks(counts: Sequence[int], axes: int) -> list[Geometry]:
     """Return how to take each source from the Concat of all; ``counts`` are their channels."""
-    ends = list(accumulate(counts, initial=0))
-    spans = pairwise(ends)
-    return [Geometry.channels(n, ends[-1], (0, n), span, axes) for n, span in zip(counts, spans, strict=True)]
+    places = zip(counts, spans(counts), strict=True)
+    return [Geometry.channels(n, sum(counts), (0, n), span, axes) for n, span in places]
 
 
 def _stacked(found: Sequence[tuple[Origin, Part]]) -> tuple[Origin, Part] | None:

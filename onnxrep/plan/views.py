@@ -21,7 +21,6 @@ View = tuple[str, Layout]
 _PRODUCTS = ("MatMul", "Gemm")
 _REAL = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE))
 _CALCULATING = frozenset("Add Sub Mul Div Sum Mean Conv ConvTranspose MatMul Gemm BatchNormalization".split())
-_LAZY = ("Reshape", "Transpose")
 
 
 class Views:
@@ -136,7 +135,7 @@ class Views:
             for layout in self.layouts:
                 if node.op not in lifts(layout):
                     continue
-                for output in (v.name for v in node.outputs if v.name):
+                for output in self.scope.outputs_of(position):
                     lifted = self.lifted((output, layout))
                     if lifted is not None and self._rests_on_anchor(lifted, layout, found):
                         found[layout].add(output)
@@ -145,9 +144,10 @@ class Views:
     @staticmethod
     def _rests_on_anchor(lifted: Lifted, layout: Layout, found: dict[Layout, set[str]]) -> bool:
         """Whether a lifted op is an anchor or one of its inputs rests on one."""
-        return bool(lifted.anchor) or any(b.source in found.get(b.layout or layout, ()) for b in lifted.branches)
+        below = (branch.view(layout) for branch in lifted.branches)
+        return bool(lifted.anchor) or any(value in found.get(where, ()) for value, where in below)
 
     def outputs_in_use(self, position: int) -> list[str]:
         """Return the outputs of a node that anything reads, or that must survive."""
-        names = (v.name for v in self.scope.nodes[position].outputs if v.name)
+        names = self.scope.outputs_of(position)
         return [n for n in names if n in self.scope.readers or n in self.scope.pinned]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from onnxrep.shapes.follow import FOLLOWED, Shapes
 from onnxrep.shapes.inference import infer, inferred
-from onnxrep.shapes.sizes import Dim, Shape, Size, lengths_of
+from onnxrep.shapes.sizes import Dim, Shape, Size, counted, lengths_of
 from onnxrep.shapes.windows import UnknownWindow, pad_margins, window
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Shapes",
     "Size",
     "UnknownWindow",
+    "counted",
     "infer",
     "inferred",
     "lengths_of",

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import onnx
+from onnx import TensorProto
 
 from onnxrep.constants import Constants
 from onnxrep.graph import DEFAULT_DOMAINS, Scope
-from onnxrep.shapes.sizes import Dim, Shape, Size, broadcast, product_of, resolved
+from onnxrep.shapes.sizes import Dim, Shape, Size, broadcast, counted, product_of, resolved
 from onnxrep.shapes.windows import UnknownWindow, pad_margins, window
 
 _SAME = (
@@ -35,6 +36,7 @@ _ENLARGING = (("strides", 1), ("dilations", 1), ("output_padding", 0))
 _WITH_WEIGHTS = WINDOWS | {"ConvTranspose"}
 _RESHAPES = frozenset(("Flatten", "Reshape", "Squeeze", "Unsqueeze"))
 _ARITHMETIC = frozenset(("Add", "Sub", "Mul", "Div"))
+_INTEGERS = (TensorProto.INT32, TensorProto.INT64)
 _VECTORS = frozenset(("Shape", "Gather", "Cast", "Identity", "Concat", "Slice", *_RESHAPES, *_ARITHMETIC))
 
 FOLLOWED = SAME | BROADCAST | WINDOWS | _RESHAPES | {"Concat", "Gather", "Pad", "Shape", "Slice"}
@@ -181,6 +183,8 @@ class Shapes:
         """Return the shape of a Reshape, Flatten, Squeeze or Unsqueeze."""
         if node.op == "Flatten":
             axis = int(node.attrs.get("axis", 1))
+            if not -len(first) <= axis <= len(first):
+                return None
             axis += len(first) if axis < 0 else 0
             halves = product_of(first[:axis]), product_of(first[axis:])
             return None if None in halves else tuple(h for h in halves if h is not None)
@@ -192,10 +196,12 @@ class Shapes:
             axes = self.vector(node.inputs[1].name)
         if node.op == "Squeeze" and axes is None:
             return None
-        if axes is None or not all(isinstance(a, int) for a in axes):
+        if axes is None:
             return None
         rank = len(first) + (len(axes) if node.op == "Unsqueeze" else 0)
-        where = {int(a) % rank for a in axes}
+        where = counted(axes, rank)
+        if where is None:
+            return None
         if node.op == "Squeeze":
             return tuple(d for i, d in enumerate(first) if i not in where)
         rest = iter(first)
@@ -211,12 +217,13 @@ class Shapes:
         if starts is None or ends is None:
             return None
         count = len(starts)
-        columns = [starts, ends, axes or range(count), steps or [1] * count]
+        where = counted(range(count) if axes is None else axes, len(first))
+        columns = [starts, ends, where or (), steps or [1] * count]
         if not all(isinstance(v, int) for column in columns for v in column) or {len(c) for c in columns} != {count}:
             return None
         result = list(first)
         for start, end, axis, step in zip(*columns, strict=True):
-            if not -len(first) <= axis < len(first) or not step:
+            if not step:
                 return None
             dim = result[axis]
             if isinstance(dim, int):
@@ -232,9 +239,9 @@ class Shapes:
         axes = node.attrs.get("axes")
         if len(node.inputs) > 1 and node.inputs[1].name:
             axes = self.vector(node.inputs[1].name)
-        if not axes or not all(isinstance(a, int) and -len(first) <= a < len(first) for a in axes):
+        where = counted(axes or (), len(first))
+        if not where:
             return None
-        where = {a % len(first) for a in axes}
         kept = [1 if i in where else d for i, d in enumerate(first)]
         return tuple(kept) if node.attrs.get("keepdims", 1) else tuple(d for i, d in enumerate(first) if i not in where)
 
@@ -248,10 +255,13 @@ class Shapes:
         """Follow shape arithmetic: Shape, Gather, Slice and Concat of vectors."""
         constant = self._constants.get(name) if self._constants.has(name) else None
         if constant is not None:
-            return tuple(int(v) for v in constant.values().reshape(-1)) if len(constant.dims) < 2 else None
+            known = len(constant.dims) < 2 and constant.data_type in _INTEGERS
+            return tuple(int(v) for v in constant.values().reshape(-1)) if known else None
         position = self._scope.producer.get(name)
         node = self._scope.nodes[position] if position is not None else None
         if node is None or node.op not in _VECTORS or node.domain not in DEFAULT_DOMAINS:
+            return None
+        if node.op == "Cast" and node.attrs.get("to") not in _INTEGERS:
             return None
         if node.op == "Shape":
             shape = self.of(node.inputs[0].name)
@@ -304,8 +314,10 @@ class Shapes:
 
     def _split(self, node: Any, first: Shape) -> None:
         """Give each output of a Split the sizes of its input on the axes that are not split."""
-        axis = int(node.attrs.get("axis", 0))
-        axis += len(first) if axis < 0 else 0
+        where = counted([int(node.attrs.get("axis", 0))], len(first))
+        if where is None:
+            return
+        axis = where[0]
         for output in node.outputs:
             known = self._shapes.get(output.name)
             here = known[axis] if known is not None and len(known) == len(first) else Size((output.name, axis))
@@ -314,7 +326,7 @@ class Shapes:
 
 def _calculated(op: str, first: tuple[Dim, ...] | None, second: tuple[Dim, ...] | None) -> tuple[Dim, ...] | None:
     """Return what integer arithmetic makes of two vectors; one operand of each pair must be a known number."""
-    if first is None or second is None or (len(first) != len(second) and 1 not in (len(first), len(second))):
+    if not first or not second or (len(first) != len(second) and 1 not in (len(first), len(second))):
         return None
     count = max(len(first), len(second))
     results = []
@@ -340,10 +352,10 @@ def _with_number(op: str, size: Dim, number: int) -> Dim | None:
 
 def _joined(node: Any, first: Shape, shapes: list[Shape | None]) -> Shape | None:
     """Return the shape of a Concat."""
-    axis = int(node.attrs.get("axis", 1))
-    axis += len(first) if axis < 0 else 0
-    if not 0 <= axis < len(first):
+    where = counted([int(node.attrs.get("axis", 1))], len(first))
+    if where is None:
         return None
+    axis = where[0]
     parts = [s[axis] if s is not None and len(s) == len(first) else None for s in shapes]
     total: Dim = Size((node.outputs[0].name, axis))
     if all(isinstance(p, int) for p in parts):

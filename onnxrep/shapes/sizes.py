@@ -98,6 +98,12 @@ def broadcast(shapes: Sequence[Shape], name: str) -> Shape:
     return tuple(result)
 
 
+def counted(axes: Sequence[object], rank: int) -> list[int] | None:
+    """Return axes counted from the front; None if one is not known, does not exist or is named twice."""
+    found = [a % rank for a in axes if isinstance(a, int) and -rank <= a < rank]
+    return found if len(found) == len(axes) == len(set(found)) else None
+
+
 def lengths_of(shape: Shape | None) -> tuple[int, ...] | None:
     """Return the spatial sizes of a ``[N, C, ...]`` shape if all are static."""
     if shape is None:

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from onnxrep.constants import Constants
 from onnxrep.lattice import Mode, Taps
-from onnxrep.shapes.sizes import Dim
+from onnxrep.shapes.sizes import Dim, counted
 
 LARGEST_KERNEL = 1 << 12
 """Kernels beyond this size are not looked at."""
@@ -78,7 +78,7 @@ def pad_margins(node: gs.Node, constants: Constants, rank: int) -> list[tuple[in
     """
     names = [v.name for v in node.inputs] + [""] * 4
     pads = node.attrs.get("pads")
-    where = list(range(rank))
+    where: list[int] | None = list(range(rank))
     if names[1]:
         constant = constants.get(names[1])
         pads = None if constant is None else constant.values().reshape(-1).tolist()
@@ -86,11 +86,8 @@ def pad_margins(node: gs.Node, constants: Constants, rank: int) -> list[tuple[in
         constant = constants.get(names[3])
         if constant is None:
             return None
-        where = [int(a) for a in constant.values().reshape(-1)]
-        if any(not -rank <= a < rank for a in where):
-            return None
-        where = [a % rank for a in where]
-    if pads is None or len(pads) != 2 * len(where):
+        where = counted(constant.values().reshape(-1).tolist(), rank)
+    if pads is None or where is None or len(pads) != 2 * len(where):
         return None
     margins = [(0, 0)] * rank
     for axis, begin, end in zip(where, pads[: len(where)], pads[len(where) :], strict=True):

@@ -1,0 +1,69 @@
+"""Sizes that are followed through the graph: right, or not known."""
+
+from __future__ import annotations
+
+import onnx.parser
+import pytest
+
+from onnxrep.constants import Constants
+from onnxrep.graph import Model
+from onnxrep.lift import LIFTED
+from onnxrep.shapes import FOLLOWED, Shapes, Size, counted
+
+
+def shapes_of(body, inputs="float[n, 4, h, w] x"):
+    """Follow the sizes through some nodes, without the help of ONNX's inference."""
+    text = f'<ir_version: 8, opset_import: ["" : 13]> g ({inputs}) => (float y) {{ {body} }}'
+    model = onnx.parser.parse_model(text)
+    scope = Model(model, None, LIFTED | FOLLOWED).scopes[0]
+    declared = onnx.GraphProto(input=model.graph.input)
+    return Shapes(scope, Constants(scope, None, None, {}), declared, None)
+
+
+def test_arithmetic_with_fractions_is_not_followed():
+    body = """
+        s = Shape(x)  f = Cast<to=1>(s)  half = Constant<value_floats=[0.5]>()
+        m = Mul(f, half)  i = Cast<to=7>(m)  y = Reshape(x, i)
+    """
+    shapes = shapes_of(body)
+    assert shapes.vector("s") is not None
+    assert shapes.vector("half") is None
+    assert shapes.vector("i") is None
+    assert shapes.of("y") is None
+
+
+def test_arithmetic_with_integers_is_followed():
+    body = """
+        s = Shape(x)  one = Constant<value_ints=[1]>()  c = Gather(s, one)  two = Constant<value_ints=[2]>()
+        half = Div(c, two)  minus = Constant<value_ints=[-1]>()  to = Concat<axis=0>(minus, half)  y = Reshape(x, to)
+    """
+    shape = shapes_of(body).of("y")
+    assert shape is not None
+    assert isinstance(shape[0], Size)
+    assert shape[1] == 2
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "a = Constant<value_ints=[0, 0]>()  y = Unsqueeze(x, a)",
+        "a = Constant<value_ints=[9]>()  y = Unsqueeze(x, a)",
+        "a = Constant<value_ints=[9]>()  y = Squeeze(x, a)",
+        "a = Constant<value_ints=[-5]>()  y = Squeeze(x, a)",
+        "y = ReduceMean<axes=[7]>(x)",
+        "y = Concat<axis=8>(x, x)",
+        "y, z = Split<axis=6>(x)",
+        "y = Flatten<axis=7>(x)",
+        "a = Constant<value_ints=[0]>() e = Constant<value_ints=[1]>() k = Constant<value_ints=[5]>() "
+        "y = Slice(x, a, e, k)",
+    ],
+)
+def test_axes_that_do_not_exist_give_no_shape(node):
+    assert shapes_of(node).of("y") is None
+
+
+def test_counted_axes():
+    assert counted([-1, 0], 3) == [2, 0]
+    assert counted([], 3) == []
+    for wrong in ([3], [-4], [0, -3], [None], [1.0]):
+        assert counted(wrong, 3) is None
