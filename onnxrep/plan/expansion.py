@@ -7,6 +7,7 @@ the one rule of combination. What is not looked through is a source.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -61,6 +62,7 @@ class Expansion:
     """A root seen through some of the ops below it.
 
     Attributes:
+        root: the view that it starts from.
         expanded: the views looked through, root first.
         leaves: origin -> the ways in which the output depends on it.
         spent: what the original nodes cost.
@@ -76,6 +78,7 @@ class Expansion:
         carried: opened views of ops that scale or shift one operand; more of them in a row are opened with them.
     """
 
+    root: View
     expanded: list[View] = field(default_factory=list)
     leaves: dict[Origin, list[Entry]] = field(default_factory=dict)
     spent: Price = field(default_factory=Price)
@@ -100,7 +103,7 @@ class Expander:
 
     def expand(self, root: View, opened: frozenset[View], closed: frozenset[View]) -> Expansion:
         """Look through the ops below ``root``; ``opened`` views also below a convolution, ``closed`` views never."""
-        result = Expansion()
+        result = Expansion(root)
         waiting: dict[View, list[Entry]] = {root: [Entry(None)]}
         heap = [(-self._views.position(root[0]), root)]
         seen = {root}
@@ -142,8 +145,8 @@ class Expander:
         share = min((result.shares[e.reader] for e in entries if e.reader is not None), default=1.0)
         share *= self._views.shared.get(view, 1.0)
         result.shares[view] = share
-        coarser = joined.geometry.coarsening if joined.geometry else 1.0
-        cost = Price(lifted.macs * coarser * share, lifted.kernels * share, lifted.nodes * share)
+        positions = self._positions(result.root, view, joined)
+        cost = Price(lifted.macs * positions * share, lifted.kernels * share, lifted.nodes * share)
         result.costs[view] = cost
         result.spent += cost
         if lifted.biased:
@@ -176,8 +179,18 @@ class Expander:
             return True
         if free:
             return True
-        result.openable[view] = max(e.geometry.coarsening if e.geometry else 1.0 for e in entries)
+        result.openable[view] = max(self._positions(result.root, view, e) for e in entries)
         return False
+
+    def _positions(self, root: View, view: View, entry: Entry) -> float:
+        """Return how many positions a value has per position of the root: counted for static sizes, else in the limit.
+
+        ``entry``: how the root depends on the value.
+        """
+        outer, inner = self._views.lengths(root), self._views.lengths(view)
+        if outer and inner and math.prod(outer) and not entry.chain:
+            return math.prod(inner) / math.prod(outer)
+        return entry.geometry.coarsening if entry.geometry else 1.0
 
     def _is_read_inside(self, value: str, inside: set[int]) -> bool:
         """Whether all readers of a value are in the region; a Shape that only serves Reshapes in it does not count."""
