@@ -75,20 +75,21 @@ class Emitter:
         name, nodes, tensors = origin.value, [], []
         for step in origin.steps:
             output = self.scope.model.fresh(f"{origin.value}_moved")
-            inputs, attributes, more = moved(self.scope.model, name, step)
-            op = "Transpose" if step.order else "Reshape"
+            op, inputs, attributes, more = moved(self.scope.model, name, step)
             nodes.append(gs.Node(op, "", attributes, [gs.Variable(i) for i in inputs], [gs.Variable(output)]))
             tensors += more
             name = output
         return _Moved(name, nodes, tensors, origin.after)
 
 
-def moved(model: Model, value: str, step: Step) -> tuple[list[str], dict[str, Any], list[tuple[str, Any]]]:
-    """Return inputs, attributes and new initializers of the node that makes one movement."""
+def moved(model: Model, value: str, step: Step) -> tuple[str, list[str], dict[str, Any], list[tuple[str, Any]]]:
+    """Return op type, inputs, attributes and new initializers of the node that makes one movement."""
     if step.order:
-        return [value], {"perm": list(step.order)}, []
+        return "Transpose", [value], {"perm": list(step.order)}, []
+    if step.pool:
+        return "AveragePool", [value], dict(step.pool), []
     shape = model.fresh(f"{value}_shape")
-    return [value, shape], {}, [(shape, np.array(step.shape, np.int64))]
+    return "Reshape", [value, shape], {}, [(shape, np.array(step.shape, np.int64))]
 
 
 class _Writer:
@@ -123,12 +124,12 @@ class _Writer:
             parts = [self._segment(span, summands, "") for span, summands in region.segments]
             self._node("Concat", self._root_name(), parts, output, axis=axis)
         for index, step in enumerate(steps):
-            inputs, attributes, tensors = moved(self._scope.model, output, step)
+            op, inputs, attributes, tensors = moved(self._scope.model, output, step)
             self._tensors += tensors
             last = index == len(steps) - 1
             self._named = not last
             output = region.output if last else self._value()
-            self._node("Transpose" if step.order else "Reshape", self._root_name(), inputs, output, **attributes)
+            self._node(op, self._root_name(), inputs, output, **attributes)
         return Edit(frozenset(region.removed), region.root, self._nodes, self._tensors, self._heirs)
 
     def _segment(self, span: Span, summands: Sequence[Summand], output: str) -> str:

@@ -26,6 +26,9 @@ class Price:
     def __add__(self, other: Price) -> Price:
         return Price(self.macs + other.macs, self.kernels + other.kernels, self.nodes + other.nodes)
 
+    def __mul__(self, share: float) -> Price:
+        return Price(self.macs * share, self.kernels * share, self.nodes * share)
+
     def at(self, positions: float) -> Price:
         """Return the price of the same work on ``positions`` times as many positions."""
         return Price(self.macs * positions, self.kernels, self.nodes)

@@ -87,6 +87,7 @@ class Lifted:
         biased: whether there may be a bias.
         within: positions of other nodes that go with the node, where it stands for a whole chain.
         moves: whether the node only moves positions about (Reshape, Transpose): what is pointwise passes it.
+        averages: whether each position is an average of some of the input's: what is pointwise passes it as well.
     """
 
     branches: tuple[Branch, ...]
@@ -97,6 +98,7 @@ class Lifted:
     nodes: int = 1
     biased: bool = False
     moves: bool = False
+    averages: bool = False
     within: tuple[int, ...] = ()
 
 

@@ -46,4 +46,4 @@ def lift_average_pool(node: gs.Node, facts: Facts, output: str) -> Lifted:
     def numbers() -> Form:
         return Form((Map(geometry, np.full(geometry.weight_shape, 1.0 / math.prod(kernel))),), None)
 
-    return Lifted((Branch(source, geometry),), numbers, macs=geometry.macs)
+    return Lifted((Branch(source, geometry),), numbers, macs=geometry.macs, averages=not padded)

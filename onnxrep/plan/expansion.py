@@ -147,6 +147,8 @@ class Expander:
         result.shares[view] = share
         positions = self._positions(result.root, view, joined)
         cost = Price(lifted.macs * positions * share, lifted.kernels * share, lifted.nodes * share)
+        if lifted.averages and joined.chain:
+            cost = Price()  # it stays, in front of the region
         result.costs[view] = cost
         result.spent += cost
         if lifted.biased:
@@ -169,10 +171,12 @@ class Expander:
         if view in closed or (view not in self._views.shared and not self._is_read_inside(view[0], result.inside)):
             return False
         shared = any(result.shares[e.reader] < 1.0 for e in entries if e.reader is not None)
-        if shared and (lifted.anchor or not all(b.geometry.is_diagonal for b in lifted.branches)):
+        passes = lifted.averages and all(e.chain for e in entries)
+        if shared and (lifted.anchor or not (passes or all(b.geometry.is_diagonal for b in lifted.branches))):
             return False  # others read it too, and need not take it over
         free = all(e.is_free for e in entries) or lifted.nodes == 0
-        carried = len(lifted.branches) == 1 and not lifted.anchor and lifted.branches[0].geometry.is_channelwise
+        carried = len(lifted.branches) == 1 and not lifted.anchor
+        carried &= passes or lifted.branches[0].geometry.is_channelwise
         if view in opened or (carried and all(e.reader in result.carried for e in entries)):
             if carried and not free:
                 result.carried.add(view)
@@ -235,7 +239,7 @@ class Expander:
         """Return how the output depends on one input."""
         position = self._views.position(view[0])
         geometry = entry.geometry
-        if lifted.moves:
+        if lifted.moves or (lifted.averages and entry.chain):
             if geometry is not None and not geometry.is_pointwise:
                 raise Inexact("a map that reads neighbours does not pass a reshape or transpose")
             geometry = geometry or branch.geometry
@@ -266,14 +270,16 @@ class Expander:
             return plain
         for count in range(1, min(len(e.chain) for e in entries) + 1):
             views = entries[0].chain[:count]
-            if any(self._movement(e.chain[count - 1]) != self._movement(views[-1]) for e in entries):
+            if self._is_pool(views[-1]) or any(
+                self._movement(e.chain[count - 1]) != self._movement(views[-1]) for e in entries
+            ):
                 break
             inner = self._below(views[-1])
             before = self._shapes.of(inner[0])
             if inner[1].kind == "flat" or before is None or not can_emit(inner[1].kind, anchors):
                 continue
             steps, _ = self.steps_of(inner, views, _channels(shape, root[1]))
-            return Outlet(inner[1], len(before), views, steps) if all(s.order or s.shape for s in steps) else plain
+            return Outlet(inner[1], len(before), views, steps) if all(s.is_known for s in steps) else plain
         return plain
 
     def _below(self, view: View) -> View:
@@ -281,6 +287,10 @@ class Expander:
         lifted = self._views.lifted(view)
         assert lifted is not None
         return lifted.branches[0].view(view[1])
+
+    def _is_pool(self, view: View) -> bool:
+        """Whether a movement averages."""
+        return bool(self._scope.nodes[self._views.position(view[0])].op == "AveragePool")
 
     def _movement(self, view: View) -> tuple[object, ...]:
         """Return what tells movements apart, the value that they move aside."""
@@ -332,14 +342,16 @@ class Expander:
         for result in reversed(chain):
             node = self._scope.nodes[self._views.position(result[0])]
             shape = _with_channels(self._shapes.of(result[0]), result[1], channels)
-            order: tuple[int, ...] = ()
+            step = Step()
             if node.op == "Transpose":
-                order = tuple(node.attrs.get("perm") or reversed(range(len(shape or ()))))
-            moves.append((order, shape))
+                step = Step(tuple(node.attrs.get("perm") or reversed(range(len(shape or ())))))
+            elif self._is_pool(result):
+                step = Step(pool=tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in node.attrs.items()))
+            moves.append((step, shape))
             _reduce(moves, before)
         steps = []
-        for order, shape in moves:
-            steps.append(Step(order) if order else Step((), target(before, shape)))
+        for step, shape in moves:
+            steps.append(step if step.is_known else Step(shape=target(before, shape)))
             before = shape
         return tuple(steps), max((self._views.position(v) for v, _ in chain), default=-1)
 
@@ -358,20 +370,21 @@ def _with_channels(shape: Shape | None, layout: Layout, channels: Dim | None) ->
     return (shape[0], channels, *shape[2:]) if layout.kind == "first" else (*shape[:-1], channels)
 
 
-_Move = tuple[tuple[int, ...], Shape | None]
-"""A Transpose by an order, or with an empty one a Reshape; and the shape behind it."""
+_Move = tuple[Step, Shape | None]
+"""A movement, of a Reshape not yet to which shape; and the shape behind it."""
 
 
 def _reduce(moves: list[_Move], before: Shape | None) -> None:
     """Join the last movement with the one in front of it while that can be done, and drop it if it does nothing."""
     while moves:
-        order, shape = moves[-1]
-        at = moves[-2][1] if len(moves) > 1 else before
-        if (order and order == tuple(range(len(order)))) or (not order and shape is not None and shape == at):
+        (step, shape), former = moves[-1], moves[-2][0] if len(moves) > 1 else None
+        at = moves[-2][1] if former else before
+        if step.pool or (former and former.pool):
+            return
+        if (step.order and step.order == tuple(range(len(step.order)))) or (not step.order and shape and shape == at):
             moves.pop()
-        elif len(moves) > 1 and bool(moves[-2][0]) == bool(order):
-            former = moves[-2][0]
-            moves[-2:] = [(tuple(former[i] for i in order), shape)]
+        elif former and bool(former.order) == bool(step.order):
+            moves[-2:] = [(Step(tuple(former.order[i] for i in step.order)), shape)]
         else:
             return
 

@@ -9,6 +9,9 @@ from onnxrep.lattice import Array, Map
 from onnxrep.lift import Layout
 from onnxrep.price import Price
 
+Attributes = tuple[tuple[str, int | str | tuple[int, ...]], ...]
+"""Attributes of a node, by name."""
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -24,10 +27,27 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Step:
-    """One movement: a Transpose by ``order``, or a Reshape to ``shape`` (0 copies a size, -1 takes what is left)."""
+    """One movement: a Transpose, a Reshape, or an AveragePool that what is pointwise passes.
+
+    Attributes:
+        order: of the Transpose.
+        shape: of the Reshape (0 copies a size, -1 takes what is left).
+        pool: the attributes of the AveragePool.
+    """
 
     order: tuple[int, ...] = ()
     shape: tuple[int, ...] = ()
+    pool: Attributes = ()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the movement can be written."""
+        return bool(self.order or self.shape or self.pool)
+
+    @property
+    def price(self) -> Price:
+        """What the movement costs; a pool costs what it did before, which is not counted either."""
+        return Price(0.0, float(bool(self.order)), 0.0 if self.pool else 1.0)
 
 
 @dataclass(frozen=True)

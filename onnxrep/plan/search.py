@@ -179,7 +179,7 @@ class Searcher:
         outputs = 0
         for origin, mine in parts.items():
             for part in mine:
-                steps_known = all(s.order or s.shape for o in _each(origin) for s in o.steps)
+                steps_known = all(s.is_known for o in _each(origin) for s in o.steps)
                 if not part.can_stand_alone(kind) or not steps_known:
                     return None
                 outputs = part.geometry.outputs
@@ -199,7 +199,7 @@ class Searcher:
         kind, rank = expansion.outlet.layout.kind, expansion.outlet.rank
         steps = expansion.outlet.steps
         total = KERNEL if len(segments) > 1 else Price()
-        total += Price(0.0, sum(bool(s.order) for s in steps), len(steps))
+        total += sum((s.price for s in steps), start=Price())
         for span, found in segments:
             emitted = [part.emitted(kind) for _, part in found]
             total += Price(0.0, len(found) - 1, len(found) - 1)
@@ -209,8 +209,7 @@ class Searcher:
                 total += part.price
                 total += KERNEL if origin.parts else Price()
                 for each in _each(origin):
-                    turns, share = sum(bool(s.order) for s in each.steps), self._share(each)
-                    total += Price(0.0, turns * share, len(each.steps) * share)
+                    total += sum((s.price for s in each.steps), start=Price()) * self._share(each)
             biased = any(rows is None or (rows[0] < span[1] and span[0] < rows[1]) for rows in expansion.biases)
             takes_bias = any(e in ("Conv", "ConvTranspose", "FlatConv") for e in emitted)
             takes_bias |= rank == 2 and any(e in ("Gemm", "MatMul") for e in emitted)

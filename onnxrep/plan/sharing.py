@@ -115,8 +115,8 @@ def _through_reader(views: Views, view: View, output: str, biased: bool, depth: 
         branch = lifted.branches[0]
         if branch.view(layout) != view:
             continue
-        if lifted.moves and output not in views.scope.pinned:
-            return _absorbed(views, (output, layout), biased, depth + 1)
+        if (lifted.averages or _is_carried(lifted)) and output not in views.scope.pinned:
+            return _absorbed(views, (output, layout), biased | lifted.biased, depth + 1)
         if lifted.anchor:
             g = branch.geometry
             outside = g.mode != "conv" or any(t[0] < 0 or c + t[-1] >= 0 for t, c in zip(g.taps, g.size, strict=True))
