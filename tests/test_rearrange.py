@@ -7,6 +7,7 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from models.blocks.tokens import split
 from models.net import Net
 from tests.tools import codes, folded, ops, run
 
@@ -313,3 +314,20 @@ def test_sizes_taken_inside_a_chain(shape):
     result, _, _ = folded(model)
     assert "Transpose" not in ops(result)
     same(model, result, *([(1, 4, 2, 2), (2, 4, 6, 8)] if shape[0] == "n" else [shape]))
+
+
+def test_slices_with_steps_keep_their_size_at_every_remainder():
+    """Cut and joined again channel by channel: at width 3k + 2 the last column must not get lost."""
+
+    def move(net, x):
+        cuts = zip(split(net, x, [2, 2]), ((1, 0), (0, 1)), ((-2, -1), (-3, 2**31 - 1)), strict=True)
+        parts = [
+            net.op("Slice", half, *(indices(net, *values) for values in (starts, ends, (2, 3), (3, 3))))
+            for half, starts, ends in cuts
+        ]
+        return net.op("Concat", *parts, axis=1)
+
+    model = conv_model(move)
+    result, folds, _ = folded(model)
+    assert folds
+    same(model, result, *[(1, 4, 7 + h, 7 + w) for h in range(3) for w in range(3)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,8 +32,7 @@ class Sample:
 
 def fitted(samples: Sequence[Sample]) -> tuple[Geometry, Map, Array] | None:
     """Return the map, and the border's value per input channel, that all samples show; None if there is none."""
-    largest = samples[0]
-    channels = _channels_and_taps(largest)
+    channels = _channels_and_taps(max(samples, key=lambda s: math.prod(s.before)))
     if channels is None:
         return None
     chosen, stride, taps = channels
@@ -42,7 +42,7 @@ def fitted(samples: Sequence[Sample]) -> tuple[Geometry, Map, Array] | None:
     border = np.full(len(chosen), np.nan)
     if not all(_agrees(s, chosen, stride, taps, border) for s in samples):
         return None
-    inputs, outputs = largest.before[1], len(chosen)
+    inputs, outputs = samples[0].before[1], len(chosen)
     axes = len(stride)
     of_input = np.zeros(inputs)
     for index, value in zip(chosen, border, strict=True):

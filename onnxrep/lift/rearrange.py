@@ -8,7 +8,7 @@ comes from the image from what is constant. If that is a map, and the same one a
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -219,8 +219,11 @@ class Rearranger:
         samples += [s for s in far if s is not None]
         if (len(samples) < 2 and dynamic) or not samples or None in far:
             return None
-        samples.sort(key=lambda s: math.prod(s.before), reverse=True)
         found = fitted(samples)
+        if found is not None and dynamic:  # between two results of a stride lie sizes that are not told apart yet
+            residues = _residues(before, reach, found[0].stride)
+            samples += [s for known in residues for s in [self._run(chain, before, known)] if s is not None]
+            found = fitted(samples)
         if found is None:
             return None
         geometry, map_, border = found
@@ -389,6 +392,15 @@ def _far(shape: Shape, reach: int) -> Iterator[Known]:
     open_ = [a for a in range(len(shape)) if a != 1 and isinstance(shape[a], Size)]
     for axis in open_:
         yield _known(shape, {a: far if a == axis else _ROUND if a else 1 for a in open_})
+
+
+def _residues(shape: Shape, reach: int, stride: Sequence[int]) -> Iterator[Known]:
+    """Yield sizes of which one at a time leaves each remainder that division by the stride can, beyond the reach."""
+    far = _ROUND * (2 * reach // _ROUND + 1)
+    open_ = [a for a in range(len(shape)) if a != 1 and isinstance(shape[a], Size)]
+    for axis in (a for a in open_ if a):
+        for more in range(1, stride[axis - 2]):
+            yield _known(shape, {a: far + more if a == axis else _ROUND if a else 1 for a in open_})
 
 
 def _known(shape: Shape, wanted: Mapping[int, int]) -> Known:
