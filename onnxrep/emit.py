@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxrep.graph import Edit, Model, stored
+from onnxrep.graph import Edit, stored
 from onnxrep.grouping import Blocks, Span
 from onnxrep.lattice import Array, Map
 from onnxrep.lift import Facts
@@ -31,6 +31,11 @@ class _Moved:
     at: int
     used: bool = False
 
+    @property
+    def edit(self) -> Edit:
+        """The edit that makes the value."""
+        return Edit(frozenset(), self.at, self.nodes, self.tensors, [None] * len(self.nodes), keep=True)
+
 
 class Emitter:
     """Makes the edits of one scope's regions."""
@@ -50,46 +55,55 @@ class Emitter:
         """
         writer = _Writer(self, region)
         edit = writer.edit()
-        for key in writer.moved:
-            self._moved[key].used = True
-        return edit
+        moved = {key: self._moved[key] for key in writer.moved}
+        for each in moved.values():
+            each.used = True
+        return replace(edit, reads=tuple(each.edit for each in moved.values()))
 
     def movements(self) -> list[Edit]:
         """Return the edits that make the moved values which regions read; call when all regions are done."""
-        return [
-            Edit(frozenset(), moved.at, moved.nodes, moved.tensors, [None] * len(moved.nodes), keep=True)
-            for moved in self._moved.values()
-            if moved.used
-        ]
+        return [moved.edit for moved in self._moved.values() if moved.used]
 
-    def value_of(self, origin: Origin) -> str:
-        """Return the name of a source after its movements."""
+    def value_of(self, origin: Origin, data_type: int) -> str:
+        """Return the name of a source after its movements; new parameters are of the given type."""
         key = (origin.value, origin.steps)
         if key not in self._moved:
-            self._moved[key] = self._move(origin)
+            self._moved[key] = self._move(origin, data_type)
         self._moved[key].at = min(self._moved[key].at, origin.after)
         return self._moved[key].name
 
-    def _move(self, origin: Origin) -> _Moved:
+    def _move(self, origin: Origin, data_type: int) -> _Moved:
         """Make the nodes that move a value."""
         name, nodes, tensors = origin.value, [], []
         for step in origin.steps:
-            output = self.scope.model.fresh(f"{origin.value}_moved")
-            op, inputs, attributes, more = moved(self.scope.model, name, step)
+            output = self.scope.model.fresh(f"{origin.value}_{'shifted' if step.shift else 'moved'}")
+            op, inputs, attributes, more = self.moved(name, step, data_type)
             nodes.append(gs.Node(op, "", attributes, [gs.Variable(i) for i in inputs], [gs.Variable(output)]))
             tensors += more
             name = output
         return _Moved(name, nodes, tensors, origin.after)
 
+    def moved(
+        self, value: str, step: Step, data_type: int
+    ) -> tuple[str, list[str], dict[str, Any], list[tuple[str, Any]]]:
+        """Return op type, inputs, attributes and new initializers of the node that makes one step.
 
-def moved(model: Model, value: str, step: Step) -> tuple[str, list[str], dict[str, Any], list[tuple[str, Any]]]:
-    """Return op type, inputs, attributes and new initializers of the node that makes one movement."""
-    if step.order:
-        return "Transpose", [value], {"perm": list(step.order)}, []
-    if step.pool:
-        return "AveragePool", [value], dict(step.pool), []
-    shape = model.fresh(f"{value}_shape")
-    return "Reshape", [value, shape], {}, [(shape, np.array(step.shape, np.int64))]
+        Raises:
+            OverflowError: a shift is not finite in the type.
+        """
+        if step.order:
+            return "Transpose", [value], {"perm": list(step.order)}, []
+        if step.pool:
+            return "AveragePool", [value], dict(step.pool), []
+        if step.shift:
+            axes = len(self.facts.shapes.of(value) or ()) - 2
+            shift = np.array(step.shift)
+            op, vector = ("Sub", -shift) if np.all(shift < 0) else ("Add", shift)
+            name = self.scope.model.fresh(f"{value}_shift")
+            column = vector.reshape(-1, *(1,) * axes) if len(vector) > 1 else vector.reshape(())
+            return op, [value, name], {}, [(name, stored(column, data_type))]
+        name = self.scope.model.fresh(f"{value}_shape")
+        return "Reshape", [value, name], {}, [(name, np.array(step.shape, np.int64))]
 
 
 class _Writer:
@@ -124,7 +138,7 @@ class _Writer:
             parts = [self._segment(span, summands, "") for span, summands in region.segments]
             self._node("Concat", self._root_name(), parts, output, axis=axis)
         for index, step in enumerate(steps):
-            op, inputs, attributes, tensors = moved(self._scope.model, output, step)
+            op, inputs, attributes, tensors = self._emitter.moved(output, step, self._type)
             self._tensors += tensors
             last = index == len(steps) - 1
             self._named = not last
@@ -204,7 +218,7 @@ class _Writer:
         if not origin.steps:
             return origin.value
         self.moved.append((origin.value, origin.steps))
-        return self._emitter.value_of(origin)
+        return self._emitter.value_of(origin, self._type)
 
     # -- convolutions and products ----------------------------------------------------------------------------------
 
@@ -212,24 +226,10 @@ class _Writer:
         """Write a Conv or ConvTranspose."""
         map_ = summand.map.reading_all
         attributes = attributes_of(map_)
-        if summand.fill is not None:
-            source = self._padded(source, attributes["pads"], summand.fill)
-            attributes["pads"] = [0] * len(attributes["pads"])
         op = "ConvTranspose" if map_.geometry.mode == "transpose" else "Conv"
         weight = weight_of(map_)
         vector = np.zeros(span[1] - span[0]) if bias is None else bias
         return self._anchor(op, summand, [source], [weight, vector], output, **attributes)
-
-    def _padded(self, source: str, pads: Sequence[int], value: float) -> str:
-        """Write a Pad with a constant, in the form of the model's opset."""
-        axes = len(pads) // 2
-        whole = [0, 0, *pads[:axes], 0, 0, *pads[axes:]]
-        if self._facts.opset < 11:
-            return self._node("Pad", "", [source], self._value(), mode="constant", pads=whole, value=value)
-        name = self._scope.model.fresh(f"{source}_pads")
-        self._tensors.append((name, np.array(whole, np.int64)))
-        filled = self._tensor(f"{source}_border", np.array(value))
-        return self._node("Pad", "", [source, name, filled], self._value(), mode="constant")
 
     def _product(self, summand: Summand, source: str, bias: Array | None, output: str) -> str:
         """Write a MatMul or Gemm."""

@@ -263,6 +263,7 @@ class Edit:
         tensors: the new initializers, already in their stored type.
         heirs: per new node the position of the removed node whose doc string and metadata it inherits, or None.
         keep: the node at ``at`` stays (unless another edit removes it), and the new ones stand behind it.
+        reads: edits that make values which this one reads.
     """
 
     removed: frozenset[int]
@@ -271,6 +272,12 @@ class Edit:
     tensors: Sequence[tuple[str, NDArray[Any]]]
     heirs: Sequence[int | None] = field(default=())
     keep: bool = False
+    reads: Sequence[Edit] = field(default=())
+
+    @property
+    def written(self) -> list[gs.Node]:
+        """The new nodes in order, with those that make what they read."""
+        return [node for edit in (*self.reads, self) for node in edit.nodes]
 
 
 def commit(model: Model, edits: Sequence[tuple[Scope, Edit]]) -> None:

@@ -360,7 +360,7 @@ def _fold_record(scope: Scope, region: Region, edit: Edit, count: int) -> record
         region.kind,
         scope.label,
         removed,
-        tuple(_emitted(node, edit) for node in edit.nodes),
+        tuple(_emitted(node, edit) for node in edit.written),
         (region.before.macs, region.after.macs),
         count,
     )

@@ -22,7 +22,7 @@ CHUNK = 200
 ORACLE_EVERY = 4
 ROUNDING = 2.0
 """On images of few pixels, the last window of a stride costs more than its share."""
-BORDER = 1.02
+BORDER = 1.05
 """Work is priced per position; a merged kernel also runs on the border of an image."""
 STARTS = range(START, START + REGIONS, CHUNK)
 
@@ -63,7 +63,7 @@ def check(case: Case, seed: int) -> int | None:
         if has_empty_image(case.model, feeds):
             continue
         after = run(result, feeds)
-        equal = close if any(e.op == "Pad" for f in folds for e in f.emitted) else np.array_equal
+        equal = close if any("_shifted" in e.name for f in folds for e in f.emitted) else np.array_equal
         assert all(map(equal, before, after)), f"seed {seed}"
         if seed % ORACLE_EVERY == 0 and not ran:
             assert all(map(equal, oracle.run(case.model, feeds), after)), f"seed {seed} (oracle)"
@@ -80,7 +80,7 @@ def check(case: Case, seed: int) -> int | None:
 
 
 def close(old, new) -> bool:
-    """Whether two results differ by no more than rounding: a border of ``-shift / scale`` is no round number."""
+    """Whether two results differ by no more than rounding: a shift divided by a scale is no round number."""
     return old.shape == new.shape and bool(np.max(np.abs(old - new)) <= 1e-6 * max(np.max(np.abs(old)), 1.0))
 
 

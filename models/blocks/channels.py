@@ -131,7 +131,7 @@ def _beside(net: Net, x: str) -> str:
 def _lab() -> Iterator[Block]:
     """Yield scale and shift behind an activation, folded into the next Conv."""
     two = {"Conv": 2, "Relu": 1}
-    padded = {**two, "Pad": 1}
+    padded = {**two, "Add": 1}
     last = relu
     yield from family(
         "HGNetV2 LAB",
@@ -154,8 +154,7 @@ def _lab() -> Iterator[Block]:
             Row(
                 "HG_Block of 3x3",
                 _dense_block(lambda a, t: unit(3, a, t)),
-                {"Conv": 3, "Relu": 3, "Concat": 1, "Mul": 1, "Add": 1},
-                missing="Mul and Add in front of a padded convolution and a Concat, which could be one Pad",
+                {"Conv": 3, "Relu": 3, "Concat": 1, "Add": 1},
             ),
             Row(
                 "HG_Block of light convolutions",

@@ -94,7 +94,7 @@ def _sequences() -> Iterator[Block]:
     short = chain(_ONE, depthwise((1, 5)), depthwise((5, 1)))
     rows = [
         Row("dense 1x1, depthwise 3x3 with stride", chain(_ONE, depthwise(3, stride=2)), {"Conv": 2}),
-        Row("depthwise 1x1 and 3x3", chain(depthwise(1), depthwise(3)), {"Conv": 2}, border),
+        Row("depthwise 1x1 and 3x3", chain(depthwise(1), depthwise(3)), {"Add": 1, "Conv": 1}, border),
         Row("GhostNetV3's 1x1, 1x5, 5x1", short, {"Conv": 3}),
     ]
     yield from family("SCDown, GhostNetV3 short conv", "YOLOv10, D-FINE, GhostNetV3", "BN(C1);BN(dwk s p)", rows)
@@ -229,9 +229,7 @@ def _borders() -> Iterator[Block]:
             Row("1x1 with bias", biased, {"Conv": 2}, border),
             Row("1x1 with bias, beside a 3x3", total(biased, conv(None, 3)), {"Conv": 3, "Add": 1}, border),
             Row("summand per channel", chain(shift(), _THREE), {"Add": 1, "Conv": 1}, border),
-            Row(
-                "LAB with a summand per channel", chain(lab, _THREE), {"Relu": 1, "Mul": 1, "Add": 1, "Conv": 1}, border
-            ),
+            Row("LAB with a summand per channel", chain(lab, _THREE), {"Relu": 1, "Add": 1, "Conv": 1}, border),
             Row("1x1 with bias before a ConvTranspose", _before_transpose, {"Conv": 1, "ConvTranspose": 1}, border),
         ],
     )

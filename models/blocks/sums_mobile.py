@@ -76,8 +76,8 @@ def _lcnet() -> Iterator[Block]:
     exact = chain(lcnet(3, Net.relu, dw=True), lcnet(1, Net.relu, 16))
     yield from rows(words, counts(CONV, CONV, RELU, RELU, tail), {"depthwise, then 1x1, Relu": exact})
     padded = chain(lcnet(1, Net.relu), lcnet(3, Net.relu, dw=True))
-    left = counts(CONV, CONV, RELU, RELU, tail, {"Pad": 1})
-    yield from rows(words, left, {"1x1, then padded depthwise: the shift becomes the padding's value": padded})
+    left = counts(CONV, CONV, RELU, RELU, tail, {"Add": 1})
+    yield from rows(words, left, {"1x1, then padded depthwise: the shift stays": padded})
 
     words = "PP-LCNetV2", "PaddleClas, timm", "sum over k = K, K-2, .. of BN(dwCk s p=k//2); Relu"
     for size, stride in ((5, 1), (5, 2), (7, 2)):

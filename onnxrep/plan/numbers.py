@@ -10,12 +10,12 @@ from onnx import TensorProto
 
 from onnxrep.lattice import Array, Form, Inexact, Map, NotAligned, Vanishes, border_fault, reads_outside
 from onnxrep.lift import Decline
-from onnxrep.plan.expansion import Expander
-from onnxrep.plan.records import Origin, Region, Summand
+from onnxrep.plan.expansion import Expander, Expansion
+from onnxrep.plan.records import Origin, Region, Step, Summand
 from onnxrep.plan.search import Solution
 from onnxrep.plan.stacking import picks
 from onnxrep.plan.views import View, Views
-from onnxrep.price import Price
+from onnxrep.price import KERNEL, Price
 
 _FRAME_ROUNDINGS = 8.0
 """A border value and the bias that it must equal may differ by this many roundings of their summands."""
@@ -70,21 +70,22 @@ class _Pool:
 class _Leaf:
     """A map over a value; also while the value waits to be looked through.
 
-    ``links`` are the pools that a shift of the value goes to, each with the pointwise map on the way.
+    ``links`` are the pools that a shift of the value goes to, each with the pointwise map on the way. ``shift`` is what
+    must be added to the value before it is read: zero, and one number or one per channel.
     """
 
     map: Map | None
     links: list[tuple[_Pool, Map | None]]
     chain: tuple[View, ...] = ()
-    fill: float | None = None
+    shift: tuple[float, ...] = ()
 
 
 Leaves = Mapping[Origin, list[_Leaf]]
 
 
-def _unfilled(leaves: Iterable[_Leaf]) -> Blocked:
-    """Return what forbids to look through the value whose source one of the leaves would pad with a constant."""
-    pool, _ = next(leaf for leaf in leaves if leaf.fill is not None).links[0]
+def _unshifted(leaves: Iterable[_Leaf]) -> Blocked:
+    """Return what forbids to look through the value whose source one of the leaves would shift."""
+    pool, _ = next(leaf for leaf in leaves if leaf.shift).links[0]
     return Blocked(pool.view, Decline("border", _BORDER))
 
 
@@ -121,10 +122,13 @@ class Evaluator:
             summands.sort(key=lambda s: min(s.members))
             segments.append((span, tuple(summands)))
         expansion = solution.expansion
-        fills = sum(s.fill is not None for _, summands in segments for s in summands)
-        after = solution.price + Price(0.0, fills, fills)
-        if fills and not after.beats(expansion.spent):
-            raise _unfilled(leaf for mine in leaves.values() for leaf in mine)
+        after = solution.price
+        for origin, part in (pair for _, found in solution.segments for pair in found):
+            entries = expansion.leaves.get(origin, [])
+            if any(leaves[origin][m].shift for m in part.members if entries):
+                after += KERNEL * min(expansion.shares[r] for m in part.members if (r := entries[m].reader) is not None)
+        if after != solution.price and not after.beats(expansion.spent):
+            raise _unshifted(leaf for mine in leaves.values() for leaf in mine)
         shared: set[int] = set()  # what others need too dies when all have taken it over
         for view in (v for v, share in expansion.shares.items() if share < 1.0):
             lifted = self._views.lifted(view)
@@ -149,8 +153,8 @@ class Evaluator:
         """Return the maps over several sources as one over their Concat."""
         found = [self._summand(o, members, every, solution) for o, members in origin.parts]
         leaves = [every[o][m] for o, members in origin.parts for m in members]
-        if any(leaf.fill is not None for leaf in leaves):
-            raise _unfilled(leaves)
+        if any(leaf.shift for leaf in leaves):
+            raise _unshifted(leaves)
         places = picks([s.map.geometry.inputs for s in found], found[0].map.geometry.axes)
         first, *rest = [s.map.after(Map.channels(place)) for s, place in zip(found, places, strict=True)]
         for map_ in rest:
@@ -174,14 +178,16 @@ class Evaluator:
             assert other is not None
             grids &= entries[member].grids
             total = total.plus(other, lengths, bool(grids))
-        if len({leaves[m].fill for m in members}) > 1:
-            raise _unfilled(leaves[m] for m in members)
+        if len({leaves[m].shift for m in members}) > 1:
+            raise _unshifted(leaves[m] for m in members)
         units = [entries[m].unit for m in members]
         anchors = frozenset[str]().union(*(entries[m].anchors for m in members))
         unit = None if anchors or None in units else sum(u for u in units if u is not None)
         readers = tuple(self._views.position(r[0]) for m in members if (r := entries[m].reader) is not None)
-        fill = leaves[members[0]].fill
-        return Summand(origin, total.trimmed(), anchors, unit if unit in (1.0, -1.0) else None, readers, fill)
+        shift = leaves[members[0]].shift
+        if shift:
+            origin = replace(origin, steps=(Step(shift=shift),), after=min(readers))
+        return Summand(origin, total.trimmed(), anchors, unit if unit in (1.0, -1.0) else None, readers)
 
     # -- top-down ---------------------------------------------------------------------------------------------------
 
@@ -219,7 +225,7 @@ class Evaluator:
             for pool, _ in leaf.links:
                 pool.leaves.append(leaf)
         found = self._expander.origins(waiting, lambda leaf: leaf.chain[len(outlet.views) :])
-        return found, self._resolved(pools)
+        return found, self._resolved(pools, solution.expansion)
 
     def _joined(self, view: View, found: list[_Leaf]) -> _Leaf:
         """Return the sum of the maps over one value."""
@@ -275,15 +281,17 @@ class Evaluator:
 
     # -- shifts -----------------------------------------------------------------------------------------------------
 
-    def _resolved(self, pools: list[_Pool]) -> Array | None:
+    def _resolved(self, pools: list[_Pool], expansion: Expansion) -> Array | None:
         """Return the region's bias: what every constant image becomes under the map that reads it."""
         bias: Array | None = None
         for pool in pools:
             if pool.total is None or not np.any(pool.total):
                 continue
             shift = pool.total if pool.map is None else pool.map.response(pool.total)
-            if pool.map is not None and not self._is_harmless(pool) and not self._filled(pool):
-                raise Blocked(pool.view, Decline("border", _BORDER))
+            if pool.map is not None and not self._is_harmless(pool):
+                if not self._shifted(pool, expansion):
+                    raise Blocked(pool.view, Decline("border", _BORDER))
+                continue
             bias = shift if bias is None else bias + shift
         return bias
 
@@ -302,10 +310,15 @@ class Evaluator:
         roundoff = _ROUNDOFF.get(self._shapes.type_of(pool.source[0]), 2.0**-24)
         return bool(np.all(read <= _FRAME_ROUNDINGS * roundoff * pool.sizes[pool.map.reads]))
 
-    def _filled(self, pool: _Pool) -> bool:
-        """Let the one source below a value be padded with a constant instead of zero, if that is what is needed."""
+    def _shifted(self, pool: _Pool, expansion: Expansion) -> bool:
+        """Let the one source below a value take the shift as it is, in front of the map, if that can be done.
+
+        ``W * (a x + t)`` is ``(W a) * (x + t / a)``, where a border of zeros stays one.
+        """
         if len(pool.leaves) != 1 or pool.map is None or pool.map.geometry.mode != "conv":
             return False
+        if not (KERNEL * expansion.shares.get(pool.source, 1.0)).beats(self._cost_below(pool.source, expansion)):
+            return False  # an op that adds takes the place of one op
         leaf = pool.leaves[0]
         _, through = leaf.links[0]
         if len(leaf.links) > 1 or (through is not None and not through.geometry.is_diagonal) or leaf.chain:
@@ -314,8 +327,20 @@ class Evaluator:
         if not np.all(factors):
             return False
         assert pool.total is not None
-        fills = -pool.total / factors
-        if np.ptp(fills) > 1e-12 * np.max(np.abs(fills)):
-            return False
-        leaf.fill = float(fills[0])
+        shifts = pool.total / factors
+        if np.ptp(shifts) <= 1e-12 * np.max(np.abs(shifts)):
+            shifts = shifts[:1]
+        leaf.shift = tuple(float(v) for v in shifts)
         return True
+
+    def _cost_below(self, view: View, expansion: Expansion) -> Price:
+        """Return what a value costs together with all that was looked through below it."""
+        found: dict[View, Price] = {}
+        stack = [view]
+        while stack:
+            top = stack.pop()
+            lifted = self._views.lifted(top)
+            if top in expansion.costs and top not in found and lifted is not None:
+                found[top] = expansion.costs[top]
+                stack += [branch.view(top[1]) for branch in lifted.branches]
+        return sum(found.values(), start=Price())

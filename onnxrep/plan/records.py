@@ -27,27 +27,29 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Step:
-    """One movement: a Transpose, a Reshape, or an AveragePool that what is pointwise passes.
+    """What is done to a source before it is read: a movement, an AveragePool that what is pointwise passes, or a shift.
 
     Attributes:
         order: of the Transpose.
         shape: of the Reshape (0 copies a size, -1 takes what is left).
         pool: the attributes of the AveragePool.
+        shift: what is added, one number or one per channel.
     """
 
     order: tuple[int, ...] = ()
     shape: tuple[int, ...] = ()
     pool: Attributes = ()
+    shift: tuple[float, ...] = ()
 
     @property
     def is_known(self) -> bool:
-        """Whether the movement can be written."""
-        return bool(self.order or self.shape or self.pool)
+        """Whether it can be written."""
+        return bool(self.order or self.shape or self.pool or self.shift)
 
     @property
     def price(self) -> Price:
-        """What the movement costs; a pool costs what it did before, which is not counted either."""
-        return Price(0.0, float(bool(self.order)), 0.0 if self.pool else 1.0)
+        """What it costs; a pool costs what it did before, which is not counted either."""
+        return Price(0.0, float(bool(self.order or self.shift)), 0.0 if self.pool else 1.0)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,6 @@ class Summand:
         anchors: op types of the convolutions or products in it, empty if there is none.
         unit: 1 or -1 if this is the source itself or its negative.
         members: positions of the ops that read the source.
-        fill: the value with which the source is padded before the map, where its border is not zero.
     """
 
     origin: Origin
@@ -112,7 +113,6 @@ class Summand:
     anchors: frozenset[str]
     unit: float | None
     members: tuple[int, ...]
-    fill: float | None = None
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,22 @@ them absorbs it; if one cannot, it must stay and nothing is won.
 
 from __future__ import annotations
 
+from enum import Enum, auto
+
 from onnxrep.lift import Lifted
 from onnxrep.plan.views import View, Views
 
 _LONGEST = 16
+
+
+class _Shift(Enum):
+    """What scales and shifts behind a value add to it."""
+
+    NONE = auto()
+    STAYS = auto()
+    """What they do takes several ops, of which one may stay to add what a border of zeros must not get."""
+    VANISHES = auto()
+    """There is one op, which vanishes as a whole or not at all."""
 
 
 def find_shared(views: Views) -> dict[View, float]:
@@ -20,10 +32,10 @@ def find_shared(views: Views) -> dict[View, float]:
             continue
         for layout in views.layouts:
             view = (value, layout)
-            shifts = _movable(views, view)
-            if shifts is None:
+            shift = _movable(views, view)
+            if shift is None:
                 continue
-            shares = _absorbed(views, view, shifts, 0)
+            shares = _absorbed(views, view, shift, 0)
             if shares is not None:
                 found.update(shares)
     return found
@@ -34,9 +46,9 @@ def _is_carried(lifted: Lifted) -> bool:
     return len(lifted.branches) == 1 and not lifted.anchor and (lifted.moves or lifted.branches[0].geometry.is_diagonal)
 
 
-def _movable(views: Views, view: View) -> bool | None:
-    """Return whether the scales and shifts behind a view shift; None if there is no scale or shift behind it."""
-    biased, useful = False, False
+def _movable(views: Views, view: View) -> _Shift | None:
+    """Return what the scales and shifts behind a view add; None if there is no scale or shift behind it."""
+    biased, kernels = False, 0.0
     for count in range(_LONGEST):
         lifted = views.lifted(view)
         if lifted is None or view[0] in views.scope.pinned or (count and not _is_read_once(views, view)):
@@ -44,16 +56,18 @@ def _movable(views: Views, view: View) -> bool | None:
         joined = _rejoined(views, view, lifted)
         if joined is not None:
             view, shifts = joined
-            biased, useful = biased or shifts, True
+            biased, kernels = biased or shifts, kernels + 1
             continue
         if not _is_carried(lifted):
             break
         biased |= lifted.biased
-        useful |= not lifted.moves and lifted.nodes > 0
+        kernels += 0 if lifted.moves else lifted.kernels
         view = lifted.branches[0].view(view[1])
     if _folds_backward(views, view):
         return None
-    return biased if useful else None
+    if not kernels:
+        return None
+    return _Shift.NONE if not biased else _Shift.STAYS if kernels > 1 else _Shift.VANISHES
 
 
 def _is_read_once(views: Views, view: View) -> bool:
@@ -85,7 +99,7 @@ def _folds_backward(views: Views, view: View) -> bool:
     return view[0] in views.anchored.get(view[1], ()) and _is_read_once(views, view)
 
 
-def _absorbed(views: Views, view: View, biased: bool, depth: int) -> dict[View, float] | None:
+def _absorbed(views: Views, view: View, shift: _Shift, depth: int) -> dict[View, float] | None:
     """Return the shared views from here up to the convolutions that read them, or None if a reader cannot absorb."""
     readers = sorted(set(views.scope.readers.get(view[0], ())))
     shares: dict[View, float] = {view: 1.0 / len(readers)} if len(readers) > 1 else {}
@@ -93,14 +107,14 @@ def _absorbed(views: Views, view: View, biased: bool, depth: int) -> dict[View, 
         outputs = views.scope.outputs_of(reader)
         if len(outputs) != 1 or depth > _LONGEST:
             return None
-        behind = _through_reader(views, view, outputs[0], biased, depth)
+        behind = _through_reader(views, view, outputs[0], shift, depth)
         if behind is None:
             return None
         shares.update(behind)
     return shares
 
 
-def _through_reader(views: Views, view: View, output: str, biased: bool, depth: int) -> dict[View, float] | None:
+def _through_reader(views: Views, view: View, output: str, shift: _Shift, depth: int) -> dict[View, float] | None:
     """Return the shared views beyond one reader of a view: none behind a convolution that absorbs it."""
     for layout in views.layouts:
         lifted = views.lifted((output, layout))
@@ -108,7 +122,8 @@ def _through_reader(views: Views, view: View, output: str, biased: bool, depth: 
             continue
         if views.scope.nodes[views.position(output)].op == "Concat" and output not in views.scope.pinned:
             if any(b.view(layout) == view for b in lifted.branches):
-                return _absorbed(views, (output, layout), biased, depth + 1)
+                behind = shift if shift is _Shift.NONE else _Shift.VANISHES
+                return _absorbed(views, (output, layout), behind, depth + 1)
             continue
         if len(lifted.branches) != 1:
             continue
@@ -116,9 +131,9 @@ def _through_reader(views: Views, view: View, output: str, biased: bool, depth: 
         if branch.view(layout) != view:
             continue
         if (lifted.averages or _is_carried(lifted)) and output not in views.scope.pinned:
-            return _absorbed(views, (output, layout), biased | lifted.biased, depth + 1)
+            return _absorbed(views, (output, layout), _Shift.VANISHES if lifted.biased else shift, depth + 1)
         if lifted.anchor:
             g = branch.geometry
             outside = g.mode != "conv" or any(t[0] < 0 or c + t[-1] >= 0 for t, c in zip(g.taps, g.size, strict=True))
-            return None if biased and outside and not g.is_pointwise else {}
+            return None if shift is _Shift.VANISHES and outside and not g.is_pointwise else {}
     return None
