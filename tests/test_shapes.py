@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx.parser
 import pytest
 
 from onnxrep.constants import Constants
 from onnxrep.graph import Model
 from onnxrep.lift import LIFTED
-from onnxrep.shapes import FOLLOWED, Shapes, Size, counted
+from onnxrep.shapes import FOLLOWED, Shapes, Size, counted, infer
+from tests.tools import run
 
 
 def shapes_of(body, inputs="float[n, 4, h, w] x"):
@@ -67,3 +69,25 @@ def test_counted_axes():
     assert counted([], 3) == []
     for wrong in ([3], [-4], [0, -3], [None], [1.0]):
         assert counted(wrong, 3) is None
+
+
+@pytest.mark.parametrize("opset", [13, 22])
+@pytest.mark.parametrize(
+    ("length", "attributes", "size"),
+    [
+        (10, "kernel_shape=[1], strides=[2], ceil_mode=1", 5),
+        (9, "kernel_shape=[1], strides=[2], ceil_mode=1", 5),
+        (10, "kernel_shape=[3], strides=[2], ceil_mode=1", 5),
+        (10, "kernel_shape=[3], strides=[2], pads=[1, 1], ceil_mode=1", 6),
+        (4, "kernel_shape=[2], strides=[3], pads=[1, 1], ceil_mode=1", 2),
+    ],
+)
+def test_a_pool_that_rounds_up_has_the_size_that_the_runtime_gives_it(opset, length, attributes, size):
+    text = f"""<ir_version: 8, opset_import: ["" : {opset}]>
+        g (float[1, 1, {length}] x) => (float z) {{ y = MaxPool<{attributes}>(x)  z = Relu(y) }}"""
+    model = onnx.parser.parse_model(text)
+    assert run(model, {"x": np.ones((1, 1, length), np.float32)})[0].shape == (1, 1, size)
+    view = Model(model, None, LIFTED | FOLLOWED)
+    graph = infer(view)[id(view.scopes[0])]
+    shapes = Shapes(view.scopes[0], Constants(view.scopes[0], graph, None, {}), graph, None)
+    assert shapes.of("z") == (1, 1, size)

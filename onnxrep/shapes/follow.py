@@ -298,13 +298,19 @@ class Shapes:
             channels, kernel = weight[0], [d for d in weight[2:] if isinstance(d, int)]
             if node.op == "ConvTranspose" and isinstance(weight[1], int):
                 return _enlarged(node, first, weight[1] * int(node.attrs.get("group", 1)), kernel)
-        if not kernel or len(first) != len(kernel) + 2 or node.attrs.get("ceil_mode", 0):
+        if not kernel or len(first) != len(kernel) + 2:
             return None
         try:
-            _, stride, size, mode = window(node.attrs, kernel, first[2:])
+            taps, stride, size, mode = window(node.attrs, kernel, first[2:])
         except UnknownWindow:
             return None
         sizes: list[Dim] = []
+        if node.attrs.get("ceil_mode", 0):
+            if mode != "conv":
+                return None
+            columns = zip(first[2:], stride, size, [-t[0] for t in taps], strict=True)
+            sizes += [_rounded_up(*c) or Size((node.outputs[0].name, axis)) for axis, c in enumerate(columns, 2)]
+            return (first[0], channels, *sizes)
         for length, s, c in zip(first[2:], stride, size, strict=True):
             if mode == "conv":
                 sizes.append(max((length + c) // s + 1, 0) if isinstance(length, int) else length.through(s, c))
@@ -322,6 +328,14 @@ class Shapes:
             known = self._shapes.get(output.name)
             here = known[axis] if known is not None and len(known) == len(first) else Size((output.name, axis))
             self._shapes[output.name] = tuple(here if i == axis else d for i, d in enumerate(first))
+
+
+def _rounded_up(length: Dim, stride: int, size: int, begin: int) -> int | None:
+    """Return how many windows there are if the last may hang over the end, though not lie behind it altogether."""
+    if not isinstance(length, int):
+        return None
+    count = -(-(length + size) // stride) + 1
+    return count - 1 if (count - 1) * stride >= length + begin else count
 
 
 def _calculated(op: str, first: tuple[Dim, ...] | None, second: tuple[Dim, ...] | None) -> tuple[Dim, ...] | None:

@@ -9,9 +9,12 @@ import onnx
 from onnx import AttributeProto
 
 from onnxrep.files import is_external
-from onnxrep.graph import Model, overridable
+from onnxrep.graph import DEFAULT_DOMAINS, Model, overridable
 
 _PAYLOAD_LIMIT = 64
+_POOLS = ("MaxPool", "AveragePool", "LpPool")
+_HIDDEN = "hidden"
+"""A domain that inference does not know."""
 
 
 def inferred(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = None) -> onnx.ModelProto:
@@ -26,10 +29,41 @@ def inferred(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | Non
             del value.type.tensor_type.shape.dim[:]
             for size in shapes[value.name]:
                 value.type.tensor_type.shape.dim.add(dim_value=size)
-    try:
-        return onnx.shape_inference.infer_shapes(copy, data_prop=True)
-    except Exception:  # noqa: BLE001  inference of a hostile or unusual model: no static sizes then
-        return copy
+    while True:
+        try:
+            result = onnx.shape_inference.infer_shapes(copy, data_prop=True)
+        except Exception:  # noqa: BLE001  inference of a hostile or unusual model: no static sizes then
+            return copy
+        if not _hide_misread(copy.graph, result.graph):
+            return result
+
+
+def _hide_misread(copy: onnx.GraphProto, result: onnx.GraphProto) -> bool:
+    """Hide from inference the pools whose size it got wrong; return whether there are any.
+
+    Before opset 22 it counts, where sizes are rounded up, a last window that lies in the padding alone; runtimes, and
+    the operator's later text, do not.
+    """
+    dims = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in (*result.input, *result.value_info, *result.output)
+    }
+    found = False
+    for mine, theirs in zip(copy.node, result.node, strict=True):
+        for a, b in zip(mine.attribute, theirs.attribute, strict=True):
+            found |= a.type == AttributeProto.GRAPH and _hide_misread(a.g, b.g)
+        if mine.op_type not in _POOLS or mine.domain not in DEFAULT_DOMAINS:
+            continue
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in mine.attribute}
+        before, after = dims.get(mine.input[0], []), dims.get(mine.output[0], [])
+        if not attributes.get("ceil_mode", 0) or len(before) != len(after):
+            continue
+        axes = len(before) - 2
+        strides, pads = attributes.get("strides") or [1] * axes, attributes.get("pads") or [0] * (2 * axes)
+        columns = zip(before[2:], after[2:], strides, pads, strict=False)
+        if any(n and p and (p - 1) * stride >= n + begin for n, p, stride, begin in columns):
+            mine.domain, found = _HIDDEN, True
+    return found
 
 
 def infer(model: Model) -> dict[int, onnx.GraphProto]:
