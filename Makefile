@@ -54,6 +54,9 @@ fuzz: env ## 100,000 random regions, the share of needless refusals, more exampl
 	HYPOTHESIS_PROFILE=fuzz ONNXREP_REGIONS=100000 ONNXREP_REGIONS_START=100000 \
 		$(BIN)/python -m pytest -s tests/test_regions.py tests/test_lattice.py
 
+mutants: env ## wrong folds: which the proof of each fold catches, which the end-to-end check alone (about ten minutes)
+	$(BIN)/python -m tests.mutants
+
 blocks: env ## write docs/blocks.md anew from the catalogue
 	$(BIN)/python -m models.blocks.table
 
@@ -64,4 +67,4 @@ golden: env ## write the golden texts anew; review the difference
 clean: ## remove what make made
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help env demo test lint types layers unit zoo fuzz blocks golden clean
+.PHONY: help env demo test lint types layers unit zoo fuzz mutants blocks golden clean

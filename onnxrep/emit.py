@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,13 +28,15 @@ class _Moved:
     name: str
     nodes: list[gs.Node]
     tensors: list[tuple[str, Any]]
+    exact: dict[str, Array]
     at: int
-    used: bool = False
 
     @property
     def edit(self) -> Edit:
         """The edit that makes the value."""
-        return Edit(frozenset(), self.at, self.nodes, self.tensors, [None] * len(self.nodes), keep=True)
+        return Edit(
+            frozenset(), self.at, self.nodes, self.tensors, [None] * len(self.nodes), keep=True, exact=self.exact
+        )
 
 
 class Emitter:
@@ -56,13 +58,12 @@ class Emitter:
         writer = _Writer(self, region)
         edit = writer.edit()
         moved = {key: self._moved[key] for key in writer.moved}
-        for each in moved.values():
-            each.used = True
         return replace(edit, reads=tuple(each.edit for each in moved.values()))
 
-    def movements(self) -> list[Edit]:
-        """Return the edits that make the moved values which regions read; call when all regions are done."""
-        return [moved.edit for moved in self._moved.values() if moved.used]
+    def movements(self, edits: Iterable[Edit]) -> list[Edit]:
+        """Return the edits that make the moved values which some regions read; call when all regions are done."""
+        read = {v.name for edit in edits for node in edit.nodes for v in node.inputs}
+        return [moved.edit for moved in self._moved.values() if moved.name in read]
 
     def value_of(self, origin: Origin, data_type: int) -> str:
         """Return the name of a source after its movements; new parameters are of the given type."""
@@ -75,18 +76,21 @@ class Emitter:
     def _move(self, origin: Origin, data_type: int) -> _Moved:
         """Make the nodes that move a value."""
         name, nodes, tensors = origin.value, [], []
+        exact: dict[str, Array] = {}
         for step in origin.steps:
             output = self.scope.model.fresh(f"{origin.value}_{'shifted' if step.shift else 'moved'}")
-            op, inputs, attributes, more = self.moved(name, step, data_type)
+            op, inputs, attributes, more = self.moved(name, step, data_type, exact)
             nodes.append(gs.Node(op, "", attributes, [gs.Variable(i) for i in inputs], [gs.Variable(output)]))
             tensors += more
             name = output
-        return _Moved(name, nodes, tensors, origin.after)
+        return _Moved(name, nodes, tensors, exact, origin.after)
 
     def moved(
-        self, value: str, step: Step, data_type: int
+        self, value: str, step: Step, data_type: int, exact: dict[str, Array]
     ) -> tuple[str, list[str], dict[str, Any], list[tuple[str, Any]]]:
         """Return op type, inputs, attributes and new initializers of the node that makes one step.
+
+        ``exact`` gets what was calculated for them.
 
         Raises:
             OverflowError: a shift is not finite in the type.
@@ -101,6 +105,7 @@ class Emitter:
             op, vector = ("Sub", -shift) if np.all(shift < 0) else ("Add", shift)
             name = self.scope.model.fresh(f"{value}_shift")
             column = vector.reshape(-1, *(1,) * axes) if len(vector) > 1 else vector.reshape(())
+            exact[name] = column
             return op, [value, name], {}, [(name, stored(column, data_type))]
         name = self.scope.model.fresh(f"{value}_shape")
         return "Reshape", [value, name], {}, [(name, np.array(step.shape, np.int64))]
@@ -115,6 +120,7 @@ class _Writer:
         self._nodes: list[gs.Node] = []
         self._heirs: list[int | None] = []
         self._tensors: list[tuple[str, Any]] = []
+        self._exact: dict[str, Array] = {}
         self.moved: list[tuple[str, tuple[Step, ...]]] = []
         self._anchors = {p for p in region.covered if self._weight_name(p)}
         self._free = self._anchors & set(region.removed)
@@ -138,13 +144,14 @@ class _Writer:
             parts = [self._segment(span, summands, "") for span, summands in region.segments]
             self._node("Concat", self._root_name(), parts, output, axis=axis)
         for index, step in enumerate(steps):
-            op, inputs, attributes, tensors = self._emitter.moved(output, step, self._type)
+            op, inputs, attributes, tensors = self._emitter.moved(output, step, self._type, self._exact)
             self._tensors += tensors
             last = index == len(steps) - 1
             self._named = not last
             output = region.output if last else self._value()
             self._node(op, self._root_name(), inputs, output, **attributes)
-        return Edit(frozenset(region.removed), region.root, self._nodes, self._tensors, self._heirs)
+        removed = frozenset(region.removed)
+        return Edit(removed, region.root, self._nodes, self._tensors, self._heirs, exact=self._exact)
 
     def _segment(self, span: Span, summands: Sequence[Summand], output: str) -> str:
         """Write the sum that makes some rows of the output; return its value, named ``output`` if that is given."""
@@ -328,6 +335,7 @@ class _Writer:
         """Add an initializer in the model's type under a fresh name and return that."""
         name = self._scope.model.fresh(name)
         self._tensors.append((name, stored(values, self._type)))
+        self._exact[name] = values
         return name
 
     def _node(self, op: str, name: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:

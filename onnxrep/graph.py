@@ -8,7 +8,7 @@ is its position in the message, because names are optional in ONNX and not uniqu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -264,6 +264,7 @@ class Edit:
         heirs: per new node the position of the removed node whose doc string and metadata it inherits, or None.
         keep: the node at ``at`` stays (unless another edit removes it), and the new ones stand behind it.
         reads: edits that make values which this one reads.
+        exact: of the new initializers that hold reals, what was calculated, before it was rounded.
     """
 
     removed: frozenset[int]
@@ -273,6 +274,7 @@ class Edit:
     heirs: Sequence[int | None] = field(default=())
     keep: bool = False
     reads: Sequence[Edit] = field(default=())
+    exact: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def written(self) -> list[gs.Node]:
@@ -366,13 +368,19 @@ def _export(edit: Edit, old: Sequence[onnx.NodeProto], ir_version: int) -> Itera
     """Yield the messages of an edit's new nodes."""
     origin = ", ".join(old[p].name or old[p].output[0] for p in sorted(edit.removed))
     for node, heir in zip(edit.nodes, edit.heirs or [None] * len(edit.nodes), strict=True):
-        proto = OnnxExporter.export_node(node)
+        proto = exported(node)
         if heir is not None:
             proto.doc_string = old[heir].doc_string
             proto.metadata_props.extend(p for p in old[heir].metadata_props if p.key != PROVENANCE)
         if ir_version >= _METADATA_IR and origin:
             proto.metadata_props.add(key=PROVENANCE, value=origin)
         yield proto
+
+
+def exported(node: gs.Node) -> onnx.NodeProto:
+    """Return the message of a new node."""
+    proto: onnx.NodeProto = OnnxExporter.export_node(node)
+    return proto
 
 
 def stored(values: NDArray[np.float64], data_type: int) -> NDArray[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,21 +15,13 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxrep import __version__, files, reasons, validity
-from onnxrep.constants import Constants
-from onnxrep.emit import Emitter
-from onnxrep.errors import InvalidModel, UnsupportedModel, UsageError
-from onnxrep.graph import Edit, Model, Scope, commit
-from onnxrep.lift import LIFTED, Facts
-from onnxrep.plan import Planner, Region
+from onnxrep.errors import UnsupportedModel, UsageError
+from onnxrep.folding import Place, fold
 from onnxrep.report import records
 from onnxrep.report.records import Report
-from onnxrep.shapes import FOLLOWED, Shapes, infer
 
 if TYPE_CHECKING:
     from onnxrep.proof.check import Side, Verdict
-
-OLDEST_OPSET = 7
-_MOST_ROUNDS = 8
 
 ModelLike: TypeAlias = "str | Path | bytes | onnx.ModelProto | gs.Graph"
 
@@ -145,6 +137,9 @@ def optimize(
     if folds and options.verify:
         with clock.stage("verify"):
             verification = _verify(source, options)
+        if verification.verdict == "rejected" and len(folds) > 1:
+            with clock.stage("roll back"):
+                folds, refusals, verification = _rolled_back(source, options, folds, refusals, verification)
         status = {"verified": "folded"}.get(verification.verdict, verification.verdict)
     good = status in ("folded", "unchanged") or (status == "unverified" and options.allow_unverified)
     written: list[Path] = []
@@ -240,10 +235,56 @@ def load(model: ModelLike) -> files.ModelFile:
     return source
 
 
-def _fold_all(source: files.ModelFile, inline: bool, clock: _Clock) -> tuple[list[records.Fold], list[records.Refusal]]:
+Folded: TypeAlias = "tuple[list[records.Fold], list[records.Refusal]]"
+
+
+def _rolled_back(
+    source: files.ModelFile,
+    options: Options,
+    folds: list[records.Fold],
+    refusals: list[records.Refusal],
+    rejection: records.Verification,
+) -> tuple[list[records.Fold], list[records.Refusal], records.Verification]:
+    """Fold a rejected model again without the folds that cause it; return what was done then, and the verdict on it.
+
+    Sets of folds are halved until the culprits are found. Where the rest does not pass either, all stays as it was.
+    """
+    every = [(fold.scope, fold.output) for fold in folds]
+
+    def attempt(kept: Collection[Place]) -> tuple[Folded, records.Verification]:
+        source.model.CopyFrom(source.fresh())
+        result = _fold_all(source, options.inline_functions, _Clock(), set(every) - set(kept))
+        return result, _verify(source, options)
+
+    def culprits(suspects: list[Place]) -> list[Place]:
+        if len(suspects) == 1:
+            return suspects
+        middle = len(suspects) // 2
+        halves = suspects[:middle], suspects[middle:]
+        guilty = [half for half in halves if attempt(half)[1].verdict == "rejected"]
+        return [place for half in guilty for place in culprits(half)] or suspects
+
+    bad = culprits(every)
+    if len(bad) < len(every):
+        (kept, left), verification = attempt([place for place in every if place not in bad])
+        if kept and verification.verdict != "rejected":
+            lost = [fold for fold in folds if (fold.scope, fold.output) in bad]
+            return kept, [*left, *(_taken_back(fold, rejection) for fold in lost)], verification
+    attempt(every)
+    return folds, refusals, rejection
+
+
+def _taken_back(fold: records.Fold, rejection: records.Verification) -> records.Refusal:
+    """Return the record of a fold that was not kept."""
+    return records.Refusal(
+        fold.removed[-1], fold.scope, "taken-back", reasons.REASONS["taken-back"], f"{fold.output}: {rejection.reason}"
+    )
+
+
+def _fold_all(source: files.ModelFile, inline: bool, clock: _Clock, skipped: Collection[Place] = ()) -> Folded:
     """Fold a model's message in place, its local functions inlined first if that is wanted and helps."""
     if not inline or not source.model.functions:
-        return fold(source.model, source.folder, clock)
+        return fold(source.model, source.folder, clock, skipped)
     from onnx import inliner
 
     try:
@@ -251,143 +292,10 @@ def _fold_all(source: files.ModelFile, inline: bool, clock: _Clock) -> tuple[lis
     except Exception as error:  # onnx raises what it likes
         raise UnsupportedModel(f"the local functions cannot be inlined: {str(error).splitlines()[0]}") from error
     validity.check(source.model, "the model with its functions inlined")
-    folds, refusals = fold(source.model, source.folder, clock)
+    folds, refusals = fold(source.model, source.folder, clock, skipped)
     if not folds:
         source.model.CopyFrom(source.fresh())
     return folds, refusals
-
-
-def fold(
-    proto: onnx.ModelProto, folder: Path | None, clock: _Clock | None = None
-) -> tuple[list[records.Fold], list[records.Refusal]]:
-    """Fold a model in place, in as many rounds as find something; return what was done and what was left alone."""
-    clock = clock or _Clock()
-    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
-    if opset < OLDEST_OPSET:
-        node = records.Node("(graph)", "")
-        detail = f"opset {opset}; convert the model to opset {OLDEST_OPSET} or later"
-        return [], [records.Refusal(node, "", "old-opset", reasons.REASONS["old-opset"], detail)]
-    folds: list[records.Fold] = []
-    refusals: list[records.Refusal] = []
-    names: set[tuple[str, str]] = set()
-    for count in range(1, _MOST_ROUNDS + 1):
-        with clock.stage("view"):
-            model = Model(proto, folder, LIFTED | FOLLOWED)
-            every = _facts(model)
-        edits: list[tuple[Scope, Edit]] = []
-        present = {(s.label, s.node_label(p)) for s in model.scopes for p in range(len(s.nodes))}
-        names = names or present
-        refusals = [r for r in refusals if (r.scope, r.node.name) in present]
-        with clock.stage("plan"):
-            for facts in every:
-                new_edits, new_folds, new_refusals = _plan(facts, count)
-                edits += new_edits
-                folds += new_folds
-                said = {(r.scope, r.node, r.code) for r in refusals}
-                for refusal in new_refusals:  # in the names of the input, of which those of what is left are a part
-                    known = (refusal.scope, refusal.node.name) in names
-                    if known and (refusal.scope, refusal.node, refusal.code) not in said:
-                        refusals.append(refusal)
-        if not edits:
-            break
-        with clock.stage("commit"):
-            commit(model, edits)
-            _check_whole(proto)
-    return folds, refusals
-
-
-def _check_whole(proto: onnx.ModelProto) -> None:
-    """Check that a folded graph hangs together: if not, that is an error of this package, and nothing is written."""
-    try:
-        validity.check(proto, "the folded model")
-    except InvalidModel as error:
-        raise AssertionError(str(error)) from error
-
-
-def _facts(model: Model) -> list[Facts]:
-    """Return what is known about each scope, outer scopes first."""
-    inferred = infer(model)
-    known: dict[int, Facts] = {}
-    for scope in model.scopes:
-        outer = known.get(id(scope.parent)) if scope.parent is not None else None
-        graph = inferred.get(id(scope))
-        dims: dict[str, tuple[int, ...]] = {}
-        while True:  # a shape that is known makes constants of what is computed from it, and those make more shapes
-            constants = Constants(scope, graph, outer.constants if outer else None, dims)
-            shapes = Shapes(scope, constants, graph, outer.shapes if outer else None)
-            news = {n: d for n, d in shapes.newly_static() if n not in dims}
-            if not news:
-                break
-            dims |= news
-        known[id(scope)] = Facts(scope, constants, shapes)
-    return list(known.values())
-
-
-def _plan(facts: Facts, count: int) -> tuple[list[tuple[Scope, Edit]], list[records.Fold], list[records.Refusal]]:
-    """Plan and emit the regions of one scope."""
-    planner, emitter = Planner(facts), Emitter(facts)
-    scope = facts.scope
-    edits: list[tuple[Scope, Edit]] = []
-    folds: list[records.Fold] = []
-    for region in planner.regions():
-        try:
-            edit = emitter.edit(region)
-        except OverflowError as error:
-            planner.refuse(region, "overflow", str(error))
-            continue
-        edits.append((scope, edit))
-        folds.append(_fold_record(scope, region, edit, count))
-    edits += [(scope, edit) for edit in emitter.movements()]
-    found = [
-        records.Refusal(
-            records.Node(scope.node_label(r.position), scope.nodes[r.position].op),
-            scope.label,
-            r.code,
-            reasons.REASONS[r.code],
-            files.printable(r.detail),
-        )
-        for r in planner.refusals()
-    ]
-    return edits, folds[::-1], found
-
-
-def _fold_record(scope: Scope, region: Region, edit: Edit, count: int) -> records.Fold:
-    """Return the record of one fold."""
-    removed = tuple(records.Node(scope.node_label(p), scope.nodes[p].op) for p in region.covered)
-    return records.Fold(
-        files.printable(str(edit.nodes[-1].outputs[0].name)),
-        tuple(dict.fromkeys(files.printable(v) for s in region.summands for v in s.origin.values)),
-        region.kind,
-        scope.label,
-        removed,
-        tuple(_emitted(node, edit) for node in edit.written),
-        (region.before.macs, region.after.macs),
-        count,
-    )
-
-
-def _emitted(node: gs.Node, edit: Edit) -> records.Emitted:
-    """Return the record of a new node."""
-    name = files.printable(node.name or f"{node.op} -> {node.outputs[0].name}")
-    shapes = {n: v.shape for n, v in edit.tensors}
-    weight = next((shapes[v.name] for v in node.inputs if len(shapes.get(v.name, ())) > 1), ())
-    if node.op in ("MatMul", "Gemm") and weight:
-        return records.Emitted(name, node.op, channels=(weight[0], weight[1]))
-    if node.op not in ("Conv", "ConvTranspose"):
-        return records.Emitted(name, node.op)
-    attributes = node.attrs
-    group = int(attributes["group"])
-    channels = (weight[1] * group, weight[0]) if node.op == "Conv" else (weight[0], weight[1] * group)
-    return records.Emitted(
-        name,
-        node.op,
-        tuple(attributes["kernel_shape"]),
-        tuple(attributes["strides"]),
-        tuple(attributes["dilations"]),
-        tuple(attributes.get("pads", ())),
-        group,
-        channels,
-    )
 
 
 def _runtime(options: Options) -> Any:

@@ -9,6 +9,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
     {
         "border": "Two convolutions in a row differ from their composition at the image's border.",
         "broadcast": "Operands are not known to have equal shapes, so the sum may broadcast.",
+        "certificate": "The fold failed its proof: a bug of onnxrep; please report it.",
         "captured": "An If, Loop or Scan body reads an inner value of the region.",
         "graph-output": "An inner value of the region is an output of the graph.",
         "local-function": "The node calls a local function, whose weights are its arguments.",
@@ -25,6 +26,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "price": "The merged convolution would do more arithmetic than its parts.",
         "quantized": "A weight is stored quantized; merging would give that up.",
         "training-mode": "The node is in training mode: its result depends on its batch or on chance.",
+        "taken-back": "The fold was taken back: with it the model as a whole was not the same function.",
         "unknown-attribute": "The node has an attribute or input beyond those understood.",
         "unknown-shape": "The rank or the number of channels of a value is not known.",
     }

@@ -12,7 +12,7 @@ from models import skeletons
 from models.net import Net
 from onnxrep import Options, optimize, verify
 from onnxrep.errors import ProviderUnavailable, UsageError
-from onnxrep.pipeline import fold
+from onnxrep.folding import fold
 from onnxrep.proof import judge
 from onnxrep.proof.inputs import index_limits
 from onnxrep.proof.sessions import Runtime

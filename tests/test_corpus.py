@@ -7,7 +7,8 @@ import warnings
 import numpy as np
 import pytest
 
-from onnxrep.pipeline import fold, load
+from onnxrep.folding import fold
+from onnxrep.pipeline import load
 from onnxrep.proof.check import session_of_twin
 from onnxrep.proof.errors import CannotRun, NoTwin
 from onnxrep.proof.sessions import Runtime

@@ -14,8 +14,8 @@ from models import skeletons
 from models.net import Net
 from onnxrep import validity
 from onnxrep.errors import InvalidModel, UnsupportedModel
+from onnxrep.folding import fold
 from onnxrep.graph import PROVENANCE, Model
-from onnxrep.pipeline import fold
 from tests.tools import copy, folded, node, ops, run
 
 
@@ -172,7 +172,7 @@ def test_nodes_out_of_order_are_put_in_order():
 
 def test_two_runs_and_two_processes_give_the_same_bytes():
     code = (
-        "import hashlib, onnx; from models import skeletons; from onnxrep.pipeline import fold;"
+        "import hashlib, onnx; from models import skeletons; from onnxrep.folding import fold;"
         "m = skeletons.fill('sg_qarepvgg_alpha/train_legacy_bn'); fold(m, None);"
         "print(hashlib.sha256(m.SerializeToString(deterministic=True)).hexdigest())"
     )

@@ -121,7 +121,7 @@ def test_unknown_attribute():
     model = after_conv(lambda n, c: n.bn(c))
     model.graph.node[0].attribute.append(helper.make_attribute("novelty", 1))
     copy_ = copy(model)
-    from onnxrep.pipeline import fold
+    from onnxrep.folding import fold
 
     folds, refusals = fold(copy_, None)
     assert not folds
@@ -184,7 +184,7 @@ def test_batch_normalization_per_element_before_opset_9():
         n.nodes, "g", n.inputs, [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)], n.initializers
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 7)], ir_version=8)
-    from onnxrep.pipeline import fold
+    from onnxrep.folding import fold
 
     folds, refusals = fold(model, None)
     assert not folds
@@ -533,7 +533,7 @@ def test_overflow_of_the_stored_type():
 def test_old_opsets_are_left_alone():
     model = after_conv(lambda n, c: n.op("Neg", c), opset=7)
     model.opset_import[0].version = 6
-    from onnxrep.pipeline import fold
+    from onnxrep.folding import fold
 
     folds, refusals = fold(model, None)
     assert not folds

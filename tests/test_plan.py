@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from models.net import Net
-from onnxrep.pipeline import fold
+from onnxrep.folding import fold
 from tests.tools import assert_same, attributes, codes, copy, folded, integers, node, ops, run
 
 

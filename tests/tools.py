@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from onnxrep.pipeline import fold
+from onnxrep.folding import fold
 from onnxrep.proof.sessions import Runtime
 from onnxrep.report.records import Fold, Refusal
 

@@ -22,7 +22,7 @@ from onnxrep.lattice import Array, Form
 from onnxrep.lift.base import Branch, Facts, Lifted
 from onnxrep.lift.indices import Sample, fitted
 from onnxrep.lift.pad import frame
-from onnxrep.shapes import Dim, Shape, Size
+from onnxrep.shapes import Dim, Known, Shape, Size, assign
 
 _DATA_INPUTS: Mapping[str, tuple[int, ...] | None] = {
     "Concat": None,
@@ -70,8 +70,6 @@ _LENGTHS = (1, 2, 3, 5, 7, 24, 36)
 _ROUND = 24
 """What most steps divide."""
 
-Known = dict[Any, int]
-"""Sizes for those that are only named."""
 Values = dict[str, NDArray[Any]]
 
 
@@ -407,9 +405,7 @@ def _known(shape: Shape, wanted: Mapping[int, int]) -> Known:
     """Return sizes for which a shape has the wanted lengths."""
     known: Known = {}
     for axis, length in wanted.items():
-        dim = shape[axis]
-        if isinstance(dim, Size):
-            known.setdefault(dim.base, dim.stride * (length - 1) - dim.size)
+        assign(shape[axis], length, known)
     return known
 
 

@@ -6,7 +6,7 @@ A region hangs from a root value. Planning happens without numbers (:mod:`~onnxr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from onnxrep.lift import Decline, Facts
 from onnxrep.plan.expansion import Expander
@@ -23,19 +23,23 @@ __all__ = ["Origin", "Planner", "Refusal", "Region", "Step", "Summand"]
 class Planner:
     """Finds the regions of one scope. Pure: it proposes, :func:`onnxrep.graph.commit` disposes."""
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: Facts, skipped: Collection[str] = ()) -> None:
+        """``skipped``: values that no region may make or look through."""
         self._views = Views(facts)
         self._explain = Explainer(self._views)
         expander = Expander(self._views, self._explain.note)
         self._search = Searcher(self._views, expander)
         self._evaluator = Evaluator(self._views, expander)
         self._hopeless: set[View] = set()
+        self._skipped = skipped
         self._roots: set[str] = set()
         self._removed: set[int] = set()
         self._needed: set[str] = set()
 
     def regions(self) -> Iterator[Region]:
         """Yield the regions worth replacing, last one first; no two remove the same node."""
+        for view in ((value, layout) for value in self._skipped for layout in self._views.layouts):
+            self._views.forbid(view, Decline("constant"))
         anchored = self._views.anchored
         if any(anchored.values()):
             self._views.shared.update(find_shared(self._views))
@@ -53,16 +57,19 @@ class Planner:
                 self._roots.add(region.output)
                 self._explain.taken.update(region.covered)
                 self._removed.update(region.removed)
-                self._needed.update(v for s in region.summands for v in s.origin.values)
+                self._needed.update(region.sources)
                 yield region
 
     def _is_compatible(self, region: Region) -> bool:
         """Whether a region and those before it leave each other's sources; if not, a later round will find it."""
         scope = self._views.scope
         made = {v.name for p in region.removed for v in scope.nodes[p].outputs} - {region.output}
-        sources = {v for s in region.summands for v in s.origin.values}
-        lost = {v for v in sources - self._roots if self._views.position(v) in self._removed}
+        lost = {v for v in set(region.sources) - self._roots if self._views.position(v) in self._removed}
         return not (made & self._needed or lost)
+
+    def representative(self, value: str) -> str:
+        """Return a name that values share which are certainly equal."""
+        return self._views.equals.representative(value)
 
     def refuse(self, region: Region, code: str, detail: str) -> None:
         """Take back a region that could not be emitted; what lies below its root is looked at again."""

@@ -48,6 +48,7 @@ class _Pool:
         total: the sum of all shifts, ``[channels]``, or None for zero.
         sizes: magnitudes of the summands, kept where a border's value is among them.
         leaves: how many sources lie below the value.
+        rounded: whether a border counts as zero that differs from it by rounding.
     """
 
     view: View
@@ -56,6 +57,7 @@ class _Pool:
     total: Array | None = None
     sizes: Array | None = None
     leaves: list[_Leaf] = field(default_factory=list)
+    rounded: bool = False
 
     def add(self, through: Map | None, shift: Array, sizes: Array) -> None:
         """Add a shift of a value below, which reaches this one by a pointwise map."""
@@ -114,7 +116,7 @@ class Evaluator:
         Raises:
             Blocked: a step is not exact, or a parameter unusable.
         """
-        leaves, bias = self._evaluate(root, solution)
+        leaves, bias, rounded = self._evaluate(root, solution)
         assert solution.segments is not None
         segments = []
         for span, found in solution.segments:
@@ -147,6 +149,7 @@ class Evaluator:
             "merge" if sums > sum(len(found) for _, found in segments) - 1 else "fuse",
             expansion.spent,
             after,
+            rounded,
         )
 
     def _stacked(self, origin: Origin, every: Leaves, solution: Solution) -> Summand:
@@ -191,8 +194,11 @@ class Evaluator:
 
     # -- top-down ---------------------------------------------------------------------------------------------------
 
-    def _evaluate(self, root: View, solution: Solution) -> tuple[dict[Origin, list[_Leaf]], Array | None]:
-        """Return the maps of the leaves, in the order of the expansion's, and the one bias of the region."""
+    def _evaluate(self, root: View, solution: Solution) -> tuple[dict[Origin, list[_Leaf]], Array | None, bool]:
+        """Return the maps of the leaves, in the order of the expansion's, and the one bias of the region.
+
+        And whether a border counts as that of a bias up to rounding.
+        """
         pools = [_Pool(root, root, None)]
         expanded = set(solution.expansion.expanded)
         waiting: dict[View, list[_Leaf]] = {root: [_Leaf(None, [(pools[0], None)])]}
@@ -225,7 +231,8 @@ class Evaluator:
             for pool, _ in leaf.links:
                 pool.leaves.append(leaf)
         found = self._expander.origins(waiting, lambda leaf: leaf.chain[len(outlet.views) :])
-        return found, self._resolved(pools, solution.expansion)
+        bias = self._resolved(pools, solution.expansion)
+        return found, bias, any(pool.rounded for pool in pools)
 
     def _joined(self, view: View, found: list[_Leaf]) -> _Leaf:
         """Return the sum of the maps over one value."""
@@ -308,7 +315,8 @@ class Evaluator:
         if pool.sizes is None:
             return not np.any(read)
         roundoff = _ROUNDOFF.get(self._shapes.type_of(pool.source[0]), 2.0**-24)
-        return bool(np.all(read <= _FRAME_ROUNDINGS * roundoff * pool.sizes[pool.map.reads]))
+        pool.rounded = bool(np.all(read <= _FRAME_ROUNDINGS * roundoff * pool.sizes[pool.map.reads]))
+        return pool.rounded
 
     def _shifted(self, pool: _Pool, expansion: Expansion) -> bool:
         """Let the one source below a value take the shift as it is, in front of the map, if that can be done.

@@ -130,6 +130,7 @@ class Region:
         bias: ``[channels]``, or None for zero.
         kind: ``merge`` if parallel branches become one, else ``fuse``.
         before, after: price per position of the output.
+        rounded: whether a border counts as one of a bias that differs from it by rounding.
     """
 
     root: int
@@ -143,6 +144,12 @@ class Region:
     kind: str
     before: Price
     after: Price
+    rounded: bool = False
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The values read, each once."""
+        return tuple(dict.fromkeys(v for s in self.summands for v in s.origin.values))
 
     @property
     def summands(self) -> tuple[Summand, ...]:

@@ -41,6 +41,14 @@ ROUNDOFF: Mapping[int, float] = {
 }
 """Unit roundoff of each float type."""
 
+SUBNORMAL: Mapping[int, float] = {
+    onnx.TensorProto.DOUBLE: 2.0**-1074,
+    onnx.TensorProto.FLOAT: 2.0**-149,
+    onnx.TensorProto.FLOAT16: 2.0**-24,
+    onnx.TensorProto.BFLOAT16: 2.0**-133,
+}
+"""Smallest positive number of each float type."""
+
 Outputs = Mapping[str, Any]
 
 

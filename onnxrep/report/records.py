@@ -36,6 +36,16 @@ class Emitted:
 
 
 @dataclass(frozen=True)
+class Certificate:
+    """How a fold was proven; see :class:`onnxrep.proof.certificate.Certificate`."""
+
+    sizes: int
+    probes: str
+    error: float
+    bound: float
+
+
+@dataclass(frozen=True)
 class Fold:
     """One region that was replaced.
 
@@ -47,6 +57,7 @@ class Fold:
         removed, emitted: what went in and what came out.
         macs: multiply-accumulates per position of the output, before and after.
         round: 1 for what folds at once, 2 and on for what folded thanks to a former round.
+        certificate: how it was proven.
 
     """
 
@@ -58,6 +69,7 @@ class Fold:
     emitted: tuple[Emitted, ...]
     macs: tuple[float, float]
     round: int
+    certificate: Certificate
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,11 @@ def _folds(report: Report, console: Console, verbose: bool) -> None:
     words = {"merge": "parallel branches merged into one", "fuse": "nodes in sequence fused into one"}
     for kind, count in sorted(kinds.items(), reverse=True):
         console.print(f"{count} x {kind}: {words[kind]}", highlight=False)
+    if report.folds:
+        worst = max(fold.certificate.error for fold in report.folds)
+        bound = max(fold.certificate.bound for fold in report.folds)
+        line = f"each proven in float64: off by {worst:.1g} of the magnitude of its terms at most (bound {bound:.0g})"
+        console.print(line, highlight=False, soft_wrap=True)
     if verbose:
         for fold in report.folds:
             old = " + ".join(f"{n} {op}" for op, n in Counter(r.op for r in fold.removed).items())

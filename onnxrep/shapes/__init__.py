@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from onnxrep.shapes.follow import FOLLOWED, Shapes
 from onnxrep.shapes.inference import infer, inferred
-from onnxrep.shapes.sizes import Dim, Shape, Size, counted, lengths_of
+from onnxrep.shapes.sizes import Dim, Known, Shape, Size, assign, counted, lengths_of
 from onnxrep.shapes.windows import UnknownWindow, pad_margins, window
 
 __all__ = [
     "FOLLOWED",
     "Dim",
+    "Known",
     "Shape",
     "Shapes",
     "Size",
     "UnknownWindow",
+    "assign",
     "counted",
     "infer",
     "inferred",

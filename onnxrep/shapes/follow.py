@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from onnxrep.constants import Constants
 from onnxrep.graph import DEFAULT_DOMAINS, Scope
-from onnxrep.shapes.sizes import Dim, Shape, Size, broadcast, counted, product_of, resolved
+from onnxrep.shapes.sizes import Dim, Enlarged, Shape, Size, broadcast, counted, product_of, resolved
 from onnxrep.shapes.windows import UnknownWindow, pad_margins, window
 
 _SAME = (
@@ -401,6 +401,6 @@ def _enlarged(node: Any, first: Shape, channels: int, kernel: list[int]) -> Shap
     sizes: list[Dim] = []
     for length, k, s, d, extra, b, e in zip(first[2:], kernel, *columns, pads[:axes], pads[axes:], strict=True):
         constant = d * (k - 1) + 1 + extra - b - e
-        named = Size(("transposed", length, s, constant))
-        sizes.append(s * (length - 1) + constant if isinstance(length, int) else named)
+        enlarged = s * (length - 1) + constant if isinstance(length, int) else Size(Enlarged(length, s, constant))
+        sizes.append(enlarged)
     return (first[0], channels, *sizes)

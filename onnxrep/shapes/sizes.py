@@ -25,6 +25,8 @@ class Size:
         base = self.base
         if isinstance(base, Product):
             length = base.times * math.prod(s.number(known) for s in base.sizes)
+        elif isinstance(base, Enlarged):
+            length = base.stride * (base.size.number(known) - 1) + base.constant
         else:
             length = known[base]
         return (length + self.size) // self.stride + 1
@@ -49,6 +51,33 @@ class Product:
 
     times: int
     sizes: tuple[Size, ...]
+
+
+@dataclass(frozen=True)
+class Enlarged:
+    """What a transposed convolution makes of a size: ``stride * (size - 1) + constant``."""
+
+    size: Size
+    stride: int
+    constant: int
+
+
+Known = dict[Hashable, int]
+"""Sizes for those that are only named."""
+
+
+def assign(dim: Dim, wanted: int, known: Known) -> None:
+    """Let a size be what is wanted, unless what it rests on is known already."""
+    if isinstance(dim, int):
+        return
+    length = dim.stride * (wanted - 1) - dim.size
+    if isinstance(dim.base, Product):
+        for index, size in enumerate(dim.base.sizes):
+            assign(size, max(length // dim.base.times, 1) if not index else 1, known)
+    elif isinstance(dim.base, Enlarged):
+        assign(dim.base.size, max(-(-(length - dim.base.constant) // dim.base.stride) + 1, 1), known)
+    else:
+        known.setdefault(dim.base, length)
 
 
 def product_of(dims: Sequence[Dim], over: Sequence[Dim] = ()) -> Dim | None:

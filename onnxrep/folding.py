@@ -1,0 +1,244 @@
+"""Rounds of folding: plan, emit, prove, commit, until nothing more is found."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxrep import files, reasons, validity
+from onnxrep.constants import Constants
+from onnxrep.emit import Emitter
+from onnxrep.errors import InvalidModel
+from onnxrep.graph import Edit, Model, Scope, commit
+from onnxrep.lift import FIRST, LIFTED, Facts
+from onnxrep.plan import Planner, Region
+from onnxrep.proof.certificate import Certificate, Claim, certify
+from onnxrep.report import records
+from onnxrep.shapes import FOLLOWED, Shapes, infer
+
+OLDEST_OPSET = 7
+_MOST_ROUNDS = 8
+
+Place = tuple[str, str]
+"""A value: the label of its scope, and its name."""
+
+
+class Clock(Protocol):
+    """Counts time per stage."""
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Count the time of a block for a stage."""
+
+
+class _NoClock:
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+@dataclass(frozen=True)
+class _Proposal:
+    """A region with the edit that would replace it."""
+
+    planner: Planner
+    emitter: Emitter
+    facts: Facts
+    region: Region
+    edit: Edit
+
+    @property
+    def scope(self) -> Scope:
+        """Where it is."""
+        return self.facts.scope
+
+    @property
+    def place(self) -> Place:
+        """The value that it makes."""
+        return self.scope.label, self.region.output
+
+    @property
+    def claim(self) -> Claim:
+        """What must be proven of it."""
+        region = self.region
+        turned = any(step.order or step.shape or step.pool for s in region.summands for step in s.origin.steps)
+        spatial = region.outlet.layout == FIRST and not turned
+        return Claim(
+            self.facts, region.output, region.sources, spatial, region.rounded, self.edit, self.planner.representative
+        )
+
+    def refusal(self, code: str, detail: str) -> records.Refusal:
+        """Return the record of why it is not done."""
+        return _refusal(self.scope, self.region.root, code, detail)
+
+    def fold(self, count: int, certificate: Certificate) -> records.Fold:
+        """Return the record of the fold."""
+        scope, region = self.scope, self.region
+        return records.Fold(
+            files.printable(str(self.edit.nodes[-1].outputs[0].name)),
+            tuple(map(files.printable, region.sources)),
+            region.kind,
+            scope.label,
+            tuple(records.Node(scope.node_label(p), scope.nodes[p].op) for p in region.covered),
+            tuple(_emitted(node, self.edit) for node in self.edit.written),
+            (region.before.macs, region.after.macs),
+            count,
+            records.Certificate(certificate.sizes, certificate.probes, certificate.error, certificate.bound),
+        )
+
+
+def fold(
+    proto: onnx.ModelProto, folder: Path | None, clock: Clock | None = None, skipped: Collection[Place] = ()
+) -> tuple[list[records.Fold], list[records.Refusal]]:
+    """Fold a model in place, in as many rounds as find something; return what was done and what was left alone.
+
+    Args:
+        proto: the model.
+        folder: where its external data lies, or None.
+        clock: is told the stages.
+        skipped: values that no fold may make or look through.
+
+    """
+    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    if opset < OLDEST_OPSET:
+        node = records.Node("(graph)", "")
+        detail = f"opset {opset}; convert the model to opset {OLDEST_OPSET} or later"
+        return [], [records.Refusal(node, "", "old-opset", reasons.REASONS["old-opset"], detail)]
+    return _Folding(proto, folder, clock or _NoClock(), skipped).run()
+
+
+class _Folding:
+    """The rounds of one model."""
+
+    def __init__(self, proto: onnx.ModelProto, folder: Path | None, clock: Clock, skipped: Collection[Place]) -> None:
+        self._proto, self._folder, self._clock = proto, folder, clock
+        self._skipped = set(skipped)
+        self._names: set[tuple[str, str]] = set()
+        self._folds: list[records.Fold] = []
+        self._refusals: list[records.Refusal] = []
+
+    def run(self) -> tuple[list[records.Fold], list[records.Refusal]]:
+        """Fold until nothing more is found."""
+        for count in range(1, _MOST_ROUNDS + 1):
+            if not self._round(count):
+                break
+        return self._folds, self._refusals
+
+    def _round(self, count: int) -> bool:
+        """Fold once; return whether another round may find more."""
+        with self._clock.stage("view"):
+            model = Model(self._proto, self._folder, LIFTED | FOLLOWED)
+            every = known_facts(model)
+        present = {(s.label, s.node_label(p)) for s in model.scopes for p in range(len(s.nodes))}
+        self._names = self._names or present
+        self._refusals = [r for r in self._refusals if (r.scope, r.node.name) in present]
+        with self._clock.stage("plan"):
+            proposals = [p for facts in every for p in self._planned(facts)]
+        with self._clock.stage("prove"):
+            certificates = certify([p.claim for p in proposals])
+        good = []
+        for proposal, certificate in zip(proposals, certificates, strict=True):
+            if certificate.fault:
+                self._skipped.add(proposal.place)
+                self._note([proposal.refusal("certificate", certificate.fault)])
+            else:
+                good.append(proposal)
+                self._folds.append(proposal.fold(count, certificate))
+        if good:
+            with self._clock.stage("commit"):
+                commit(model, list(_edits(good)))
+                _check_whole(self._proto)
+        return bool(proposals)
+
+    def _planned(self, facts: Facts) -> list[_Proposal]:
+        """Plan and emit the regions of one scope, in the order of the graph."""
+        skipped = [value for label, value in self._skipped if label == facts.scope.label]
+        planner, emitter = Planner(facts, skipped), Emitter(facts)
+        found: list[_Proposal] = []
+        for region in planner.regions():
+            try:
+                found.append(_Proposal(planner, emitter, facts, region, emitter.edit(region)))
+            except OverflowError as error:
+                planner.refuse(region, "overflow", str(error))
+        self._note(_refusal(facts.scope, r.position, r.code, r.detail) for r in planner.refusals())
+        return found[::-1]
+
+    def _note(self, refusals: Iterable[records.Refusal]) -> None:
+        """Remember refusals, in the names of the input, of which those of what is left are a part."""
+        said = {(r.scope, r.node, r.code) for r in self._refusals}
+        for refusal in refusals:
+            known = (refusal.scope, refusal.node.name) in self._names
+            if known and (refusal.scope, refusal.node, refusal.code) not in said:
+                self._refusals.append(refusal)
+
+
+def _edits(proposals: Sequence[_Proposal]) -> Iterator[tuple[Scope, Edit]]:
+    """Yield the edits of some regions, and what makes the values that several of them read."""
+    by_scope: dict[int, list[_Proposal]] = {}
+    for proposal in proposals:
+        by_scope.setdefault(id(proposal.scope), []).append(proposal)
+        yield proposal.scope, proposal.edit
+    for mine in by_scope.values():
+        for edit in mine[0].emitter.movements(p.edit for p in mine):
+            yield mine[0].scope, edit
+
+
+def _refusal(scope: Scope, position: int, code: str, detail: str) -> records.Refusal:
+    """Return the record of a refusal."""
+    node = records.Node(scope.node_label(position), scope.nodes[position].op)
+    return records.Refusal(node, scope.label, code, reasons.REASONS[code], files.printable(detail))
+
+
+def _check_whole(proto: onnx.ModelProto) -> None:
+    """Check that a folded graph hangs together: if not, that is an error of this package, and nothing is written."""
+    try:
+        validity.check(proto, "the folded model")
+    except InvalidModel as error:
+        raise AssertionError(str(error)) from error
+
+
+def known_facts(model: Model) -> list[Facts]:
+    """Return what is known about each scope, outer scopes first."""
+    inferred = infer(model)
+    known: dict[int, Facts] = {}
+    for scope in model.scopes:
+        outer = known.get(id(scope.parent)) if scope.parent is not None else None
+        graph = inferred.get(id(scope))
+        dims: dict[str, tuple[int, ...]] = {}
+        while True:  # a shape that is known makes constants of what is computed from it, and those make more shapes
+            constants = Constants(scope, graph, outer.constants if outer else None, dims)
+            shapes = Shapes(scope, constants, graph, outer.shapes if outer else None)
+            news = {n: d for n, d in shapes.newly_static() if n not in dims}
+            if not news:
+                break
+            dims |= news
+        known[id(scope)] = Facts(scope, constants, shapes)
+    return list(known.values())
+
+
+def _emitted(node: gs.Node, edit: Edit) -> records.Emitted:
+    """Return the record of a new node."""
+    name = files.printable(node.name or f"{node.op} -> {node.outputs[0].name}")
+    shapes = {n: v.shape for n, v in edit.tensors}
+    weight = next((shapes[v.name] for v in node.inputs if len(shapes.get(v.name, ())) > 1), ())
+    if node.op in ("MatMul", "Gemm") and weight:
+        return records.Emitted(name, node.op, channels=(weight[0], weight[1]))
+    if node.op not in ("Conv", "ConvTranspose"):
+        return records.Emitted(name, node.op)
+    attributes = node.attrs
+    group = int(attributes["group"])
+    channels = (weight[1] * group, weight[0]) if node.op == "Conv" else (weight[0], weight[1] * group)
+    return records.Emitted(
+        name,
+        node.op,
+        tuple(attributes["kernel_shape"]),
+        tuple(attributes["strides"]),
+        tuple(attributes["dilations"]),
+        tuple(attributes.get("pads", ())),
+        group,
+        channels,
+    )
