@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -136,7 +136,7 @@ def optimize(
     status = "folded" if folds else "unchanged"
     if folds and options.verify:
         with clock.stage("verify"):
-            verification = _verify(source, options)
+            verification = _verify(source, options, folds)
         if verification.verdict == "rejected" and len(folds) > 1:
             with clock.stage("roll back"):
                 folds, refusals, verification = _rolled_back(source, options, folds, refusals, verification)
@@ -254,7 +254,7 @@ def _rolled_back(
     def attempt(kept: Collection[Place]) -> tuple[Folded, records.Verification]:
         source.model.CopyFrom(source.fresh())
         result = _fold_all(source, options.inline_functions, _Clock(), set(every) - set(kept))
-        return result, _verify(source, options)
+        return result, _verify(source, options, result[0])
 
     def culprits(suspects: list[Place]) -> list[Place]:
         if len(suspects) == 1:
@@ -305,7 +305,7 @@ def _runtime(options: Options) -> Any:
     return Runtime(options.provider, options.threads)
 
 
-def _verify(source: files.ModelFile, options: Options) -> records.Verification:
+def _verify(source: files.ModelFile, options: Options, folds: Sequence[records.Fold]) -> records.Verification:
     """Check the folded message of a source against the bytes that were read."""
     from onnxrep.proof.check import Side, Verdict
 
@@ -315,7 +315,8 @@ def _verify(source: files.ModelFile, options: Options) -> records.Verification:
         return _verification_record(Verdict("rejected", reason, provider=options.provider))
     original = source.fresh()
     validity.check(original, "the original")
-    return _check(Side(original, source.data, source.folder), Side(source.model, None, source.folder), options)
+    made = [fold.output for fold in folds if not fold.scope]
+    return _check(Side(original, source.data, source.folder), Side(source.model, None, source.folder), options, made)
 
 
 def _checker_fault(source: files.ModelFile) -> str:
@@ -331,13 +332,13 @@ def _checker_fault(source: files.ModelFile) -> str:
     return ""
 
 
-def _check(before: Side, after: Side, options: Options) -> records.Verification:
+def _check(before: Side, after: Side, options: Options, folded: Sequence[str] = ()) -> records.Verification:
     """Run the end-to-end check and record it."""
     from onnxrep.proof.check import check
     from onnxrep.proof.inputs import Wishes
 
     wishes = Wishes(options.input_shapes, options.input_data)
-    return _verification_record(check(before, after, _runtime(options), wishes))
+    return _verification_record(check(before, after, _runtime(options), wishes, folded))
 
 
 def _verification_record(verdict: Verdict) -> records.Verification:

@@ -47,12 +47,13 @@ class Mutant:
 
 def network(blocks: int = 3, *, head: str = "map", dtype: type = np.float32, seed: int = 0) -> onnx.ModelProto:
     """Return a chain of blocks with a feature map or a softmax as output, of trained scale."""
-    net = Net(seed, dtype=dtype)
+    net = Net(seed, dtype=dtype, opset=22)
     x = net.conv_bn(net.input(("batch", 3, "height", "width")), WIDTH, 3)
     for _ in range(blocks):
         x = net.relu(net.add(net.conv_bn(x, WIDTH, 3), net.conv_bn(x, WIDTH, 1), net.bn(x)))
     if head == "softmax":
         x = net.op("Softmax", net.op("Flatten", net.op("GlobalAveragePool", x)), axis=-1)
+        net.axes[x] = 0
     return net.model(x)
 
 

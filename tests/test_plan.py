@@ -608,3 +608,15 @@ def test_attributes_that_the_view_cannot_show_are_declined():
     folds, refusals = fold(copy(model), None)
     assert not folds
     assert codes(refusals) == {"unknown-attribute"}
+
+
+@pytest.mark.parametrize("second", ["conv", "block"])
+def test_a_norm_in_front_of_a_padded_convolution_still_folds_backward(second):
+    """What cannot pass the border of the next convolution vanishes into the one before it."""
+    n = net()
+    x = n.conv_bn(image(n), 4, 3)
+    y = n.conv(x, 4, 3) if second == "conv" else n.add(n.conv_bn(x, 4, 3), n.conv_bn(x, 4, 1), n.bn(x))
+    model = n.model(n.relu(y))
+    result, _, _ = folded(model)
+    assert ops(result) == ["Conv", "Conv", "Relu"]
+    assert_same(model, result, sizes=(5,))

@@ -9,7 +9,9 @@ from onnx import TensorProto, numpy_helper
 
 from models.blocks import count
 from models.net import Net
-from tests import oracle
+from onnxrep import optimize, verify
+from onnxrep.pipeline import Options
+from tests import mutants, oracle
 from tests.tools import codes, folded
 
 TYPES = {
@@ -58,3 +60,30 @@ def test_what_the_type_cannot_hold_is_refused(name, scale, fits):
     assert ("overflow" in codes(refusals)) != fits
     for tensor in result.graph.initializer:
         assert np.all(np.isfinite(numpy_helper.to_array(tensor).astype(np.float64)))
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_every_type_is_verified_end_to_end(name):
+    dtype, _, _ = TYPES[name]
+    model = mutants.network(4, dtype=dtype)
+    result = optimize(model, options=Options(input_shapes={"x": (1, 3, 12, 12)}))
+    assert result.report.verification is not None
+    assert (result.report.verification.verdict, result.report.verification.reason) == ("verified", "")
+    assert count(result.model)["Conv"] == 5
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_coarse_error_is_seen_end_to_end_in_every_type(name):
+    model = mutants.network(4, dtype=TYPES[name][0])
+    mutant = next(m for m in mutants.MUTANTS if m.name == "3x3 kernel transposed")
+    wrong, _, _ = mutants.folded_wrong(model, mutant, mutants.sums(model)[1], proven=False)
+    assert verify(model, wrong, Options(input_shapes={"x": (1, 3, 12, 12)})).verdict == "rejected"
+
+
+def test_channels_that_never_fire_are_counted():
+    model = mutants.network(3)
+    mutants.hidden_channel(model, mutants.sums(model)[1])
+    result = optimize(model, options=Options(input_shapes={"x": (1, 3, 12, 12)}))
+    assert result.report.verification is not None
+    assert result.report.verification.channels == 4 * mutants.WIDTH
+    assert 1 <= result.report.verification.unobserved < mutants.WIDTH

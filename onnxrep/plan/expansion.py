@@ -168,6 +168,9 @@ class Expander:
         result: Expansion,
     ) -> bool:
         """Whether the op behind a view becomes part of the region; note it as openable if it only needs opening."""
+        pointwise = all(e.geometry is None or e.geometry.is_pointwise for e in entries)
+        if self._views.is_blocked(view) and not pointwise:
+            return False
         if view in closed or (view not in self._views.shared and not self._is_read_inside(view[0], result.inside)):
             return False
         shared = any(result.shares[e.reader] < 1.0 for e in entries if e.reader is not None)

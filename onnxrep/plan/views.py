@@ -116,14 +116,21 @@ class Views:
         self.declined[view] = decline
 
     def block(self, view: View) -> bool:
-        """Do not look through a value any more: what was tried there is not exact. Return whether that is news."""
+        """Do not look through a value below a map that reads neighbours any more; return whether that is news.
+
+        What was tried there is not exact. A map that reads no neighbours meets no border.
+        """
         news = view not in self._blocked
         self._blocked.add(view)
         return news
 
     def may_vanish(self, view: View) -> bool:
         """Whether a value could be looked through, its readers aside."""
-        return view[0] not in self.scope.pinned and view not in self._blocked and self.lifted(view) is not None
+        return view[0] not in self.scope.pinned and self.lifted(view) is not None
+
+    def is_blocked(self, view: View) -> bool:
+        """Whether a value is not to be looked through below a map that reads neighbours."""
+        return view in self._blocked
 
     @cached_property
     def anchored(self) -> dict[Layout, set[str]]:

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from onnxrep import files
 from onnxrep.graph import DEFAULT_DOMAINS
 from onnxrep.proof import judge
+from onnxrep.proof.emulation import in_bfloat16, number_types
 from onnxrep.proof.errors import CannotRun, NeedsSizes, NoInput, NoTwin
 from onnxrep.proof.inputs import CONSTANT_SETS, InputSet, Wishes, describe, index_limits, input_sets, seed_of
 from onnxrep.proof.judge import OutputFigures, compare, settle
@@ -69,6 +71,9 @@ class Verdict:
         roundoff: unit roundoff against which errors were judged.
         islands: op types that the float64 twin ran in float32.
         notes: what a reader should know besides.
+        channels: how many channels the folded regions make.
+        unobserved: how many of those were zero, behind their activation, on every input: what happens in them cannot be
+            seen from the outputs.
 
     """
 
@@ -82,6 +87,8 @@ class Verdict:
     roundoff: float = 0.0
     islands: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    channels: int = 0
+    unobserved: int = 0
 
     @property
     def worst(self) -> OutputFigures | None:
@@ -90,8 +97,10 @@ class Verdict:
         return max(judged, key=lambda f: (f.status == "different", f.ratio / f.limit if f.limit else 0.0), default=None)
 
 
-def check(before: Side, after: Side, runtime: Runtime, wishes: Wishes) -> Verdict:
+def check(before: Side, after: Side, runtime: Runtime, wishes: Wishes, folded: Sequence[str] = ()) -> Verdict:
     """Judge whether two models are the same function.
+
+    ``folded``: values of the new model that folds made, if they are known.
 
     Raises:
         UsageError: the user's shapes or data do not fit the model.
@@ -101,7 +110,7 @@ def check(before: Side, after: Side, runtime: Runtime, wishes: Wishes) -> Verdic
     fault = interface_fault(before.model, after.model)
     if fault:
         return Verdict("rejected", f"interface: {fault}", provider=runtime.provider)
-    return _Check(before, after, runtime, wishes).verdict()
+    return _Check(before, after, runtime, wishes, folded).verdict()
 
 
 def interface_fault(before: onnx.ModelProto, after: onnx.ModelProto) -> str:
@@ -125,7 +134,7 @@ def _interface(model: onnx.ModelProto, kind: str) -> list[onnx.ValueInfoProto]:
 class _Check:
     """One run of the check."""
 
-    def __init__(self, before: Side, after: Side, runtime: Runtime, wishes: Wishes) -> None:
+    def __init__(self, before: Side, after: Side, runtime: Runtime, wishes: Wishes, folded: Sequence[str]) -> None:
         self._before, self._after, self._runtime, self._wishes = before, after, runtime, wishes
         self._seed = seed_of(before.serialized()) if before.model.ByteSize() <= LARGEST_MESSAGE else 0
         self._roundoff = roundoff_of(before.model, after.model)
@@ -138,17 +147,26 @@ class _Check:
         self._twins: dict[Any, Session] = {}
         self._notes: list[str] = []
         self._afforded = False
+        self._levels: tuple[Level, ...] = LEVELS
+        self._fired: dict[str, NDArray[np.bool_]] = {name: np.zeros(0, bool) for name in activated(after.model, folded)}
 
     def verdict(self) -> Verdict:
         """Run everything and decide."""
         if any(op in RANDOM and domain in DEFAULT_DOMAINS for domain, op in operators(self._before.model)):
             return self._say("unverified", "the model draws random numbers")
+        before, after = self._before, self._after
         try:
-            old = self._sessions(self._before)
+            old = self._sessions(before)
         except CannotRun as error:
-            return self._say("unverified", f"ONNX Runtime does not run the original: {error}")
+            try:
+                before, after = self._stand_ins()
+                old = self._sessions(before)
+            except CannotRun:
+                return self._say("unverified", f"ONNX Runtime does not run the original: {error}")
+            except NoTwin as fault:
+                return self._say("unverified", f"ONNX Runtime does not run the original ({error}), nor {fault}")
         try:
-            new = self._sessions(self._after)
+            new = self._sessions(after, [n for n in self._fired if n not in (*self._outputs, *self._extra)])
         except CannotRun as error:
             return self._say("rejected", f"ONNX Runtime does not load the new model: {error}")
         try:
@@ -176,18 +194,43 @@ class _Check:
             reason,
             tuple(self._figures),
             self._runtime.provider,
-            LEVELS,
+            self._levels,
             tuple(self._ran),
             self._seed,
             self._roundoff,
             tuple(sorted(self._islands)),
             tuple(self._notes),
+            sum(fired.size for fired in self._fired.values()),
+            sum(int(np.sum(~fired)) for fired in self._fired.values()),
         )
 
-    def _sessions(self, side: Side) -> list[Session]:
-        """Return a session per level, with the probes as further outputs."""
-        data = _with_outputs(side, self._extra)
-        return [self._runtime.session(data, level, side.folder) for level in LEVELS]
+    def _sessions(self, side: Side, watched: Sequence[str] = ()) -> list[Session]:
+        """Return a session per level, with the probes as further outputs; where nothing is optimized, more of them."""
+        more = {"off": [*self._extra, *watched], "all": self._extra}
+        return [self._runtime.session(_with_outputs(side, more[x]), x, side.folder) for x in self._levels]
+
+    def _stand_ins(self) -> tuple[Side, Side]:
+        """Return models that do what both do, where ONNX Runtime has no kernels for their number type.
+
+        A bfloat16 model becomes a float32 one that rounds behind every op; a float64 one its twin.
+
+        Raises:
+            CannotRun: the type is not the matter.
+            NoTwin: a float64 model has none.
+        """
+        kinds = number_types(self._before.model) | number_types(self._after.model)
+        sides = self._before, self._after
+        self._levels = ("off",)
+        if onnx.TensorProto.BFLOAT16 in kinds:
+            self._notes.append("the arithmetic of bfloat16 is emulated: float32, rounded behind each op")
+            first, second = (Side(in_bfloat16(s.model, s.folder), None, s.folder) for s in sides)
+            return first, second
+        if onnx.TensorProto.DOUBLE in kinds:
+            self._notes.append("both models run as their float64 twins: convolutions as products of matrices")
+            self._roundoff = max(self._roundoff, judge.DOUBLE_ROUNDOFF)
+            first, second = (Side(Twin(s.model, s.folder).model, None, None) for s in sides)
+            return first, second
+        raise CannotRun("no kernel")
 
     def _affordable(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Make sure that the float64 twin fits into memory at these shapes.
@@ -218,6 +261,7 @@ class _Check:
             after = [s.run(inputs.feeds) for s in new]
         except CannotRun as error:
             return self._say("rejected", f"ONNX Runtime does not run the new model on {inputs.name}: {error}")
+        self._watch(after[0])
         reference = self._reference(inputs)
         self._ran.append(inputs.name)
         runs = [*before, *after, reference]
@@ -229,9 +273,17 @@ class _Check:
             self._jumped.add(inputs.name)
         return None
 
+    def _watch(self, values: Mapping[str, Any]) -> None:
+        """Note which channels of folded regions are not zero."""
+        for name, fired in self._fired.items():
+            value = np.asarray(values[name])
+            if value.ndim > 1:
+                now = np.any(value != 0, axis=tuple(a for a in range(value.ndim) if a != 1))
+                self._fired[name] = now | fired if fired.size == now.size else now
+
     def _reference(self, inputs: InputSet) -> dict[str, Any]:
         """Return the outputs of the float64 twin."""
-        feeds = {k: v.astype(np.float64) if np.issubdtype(v.dtype, np.floating) else v for k, v in inputs.feeds.items()}
+        feeds = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in inputs.feeds.items()}
         return self._twin({k: v.shape for k, v in inputs.feeds.items()}).run(feeds)
 
     def _twin(self, shapes: Mapping[str, tuple[int, ...]]) -> Session:
@@ -288,6 +340,16 @@ class _Check:
                 kinds = sorted({f.detail or f.status for f in mine})
                 return self._say("unverified", f"output {files.printable(output)} decided nothing: {'; '.join(kinds)}")
         return self._say("verified")
+
+
+def activated(model: onnx.ModelProto, folded: Sequence[str]) -> list[str]:
+    """Return what activations make of some values; a value that none reads itself."""
+    readers: dict[str, list[str]] = {}
+    made = {name for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        if node.op_type in ("Relu", "Clip", "ThresholdedRelu"):
+            readers.setdefault(node.input[0], []).append(node.output[0])
+    return [n for value in folded if value in made for n in readers.get(value, [value])]
 
 
 def _same(first: Any, second: Any) -> bool:

@@ -24,12 +24,16 @@ MAX_FACTOR, MAX_FLOOR = 8.0, 16.0
 ILL_CONDITIONED = 0.05
 """Relative rms error of the original itself beyond which the ratio test has lost its power."""
 
+DOUBLE_ROUNDOFF = 2.0**-43
+"""For float64 models: their twin is the reference itself, so that the original shows no error of its own."""
+
 CONSTANTS = {
     "rms_factor": RMS_FACTOR,
     "rms_floor": RMS_FLOOR,
     "max_factor": MAX_FACTOR,
     "max_floor": MAX_FLOOR,
     "ill_conditioned": ILL_CONDITIONED,
+    "double_roundoff": DOUBLE_ROUNDOFF,
 }
 """All constants of the judgement, as reports print them."""
 

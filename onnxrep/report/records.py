@@ -116,6 +116,8 @@ class Verification:
     constants: Mapping[str, float]
     islands: tuple[str, ...]
     notes: tuple[str, ...]
+    channels: int
+    unobserved: int
     outputs: tuple[OutputCheck, ...]
 
     def to_dict(self) -> dict[str, Any]:

@@ -121,10 +121,15 @@ def show_verification(verification: Verification, console: Console, verbose: boo
     judged = [o for o in verification.outputs if o.status in ("same", "different")]
     worst = max(judged, key=lambda o: o.ratio / o.limit if o.limit else 0.0, default=None)
     if worst is not None:
+        own = worst.error_before / worst.rms if worst.rms else 0.0
+        if own:
+            judged_by = f"{worst.ratio:.2f} times the original's own rounding error (limit {worst.limit:.2f})"
+            judged_by += f", which is {own:.1g} of the output"
+        else:
+            judged_by = f"off by {worst.error_after / worst.rms if worst.rms else 0.0:.1g} of the output"
         console.print(
-            f"  worst output {escape(worst.output)} on {worst.inputs}: {worst.ratio:.2f} times the original's own"
-            f" rounding error (limit {worst.limit:.2f}); largest difference {worst.max_difference:.3g} at values up to"
-            f" {worst.largest:.3g}",
+            f"  worst output {escape(worst.output)} on {worst.inputs}: {judged_by};"
+            f" largest difference {worst.max_difference:.3g} at values up to {worst.largest:.3g}",
             highlight=False,
             soft_wrap=True,
         )
@@ -138,6 +143,13 @@ def show_verification(verification: Verification, console: Console, verbose: boo
         )
     if verbose:
         _figures(verification, console)
+    if verification.unobserved:
+        console.print(
+            f"  {verification.unobserved} of {verification.channels} channels of folded regions were zero on every"
+            " input: their own proofs cover them",
+            highlight=False,
+            soft_wrap=True,
+        )
     for note in verification.notes:
         console.print(f"  {escape(note)}", highlight=False, soft_wrap=True)
 
