@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from onnxrep.proof.errors import CannotRun
+from onnxrep.shapes import inferred
 from tests import oracle
 from tests.measures import macs, nodes, observed
 from tests.needless import CHAIN, SUM, share_left
@@ -22,7 +23,7 @@ CHUNK = 200
 ORACLE_EVERY = 4
 ROUNDING = 2.0
 """On images of few pixels, the last window of a stride costs more than its share."""
-BORDER = 1.05
+BORDER = 1.02
 """Work is priced per position; a merged kernel also runs on the border of an image."""
 STARTS = range(START, START + REGIONS, CHUNK)
 
@@ -56,6 +57,8 @@ def check(case: Case, seed: int) -> int | None:
     result, folds, _ = folded(case.model)
     ran, largest = 0, None
     for feeds in case.feeds:
+        if is_empty_inside(case.model, feeds):
+            continue
         try:
             before = run(case.model, feeds)
         except CannotRun:  # the sizes are too small for this model
@@ -73,9 +76,10 @@ def check(case: Case, seed: int) -> int | None:
         return None
     assert nodes(result) <= nodes(case.model), f"seed {seed}"
     if folds:
-        old, new = work(case.model, largest), work(result, largest)
-        more = min(n / max(o, 1) for n, o in zip(new, old, strict=True))
-        assert more <= (ROUNDING if case.is_static else BORDER), f"seed {seed}: {old} -> {new} multiply-accumulates"
+        more, figures = growth(case.model, result, largest)
+        if more > BORDER and not case.is_static:
+            more, figures = growth(case.model, result, enlarged(largest))
+        assert more <= (ROUNDING if case.is_static else BORDER), f"seed {seed}: {figures} multiply-accumulates"
     return len(folds)
 
 
@@ -98,11 +102,29 @@ def run(model, feeds) -> list[np.ndarray]:
     return list(RUNTIME.session(model, "off", reuse_memory=False).run(feeds).values())
 
 
+def growth(before, after, feeds) -> tuple[float, str]:
+    """Return how much more a model works than another, by the count that is kindest, and the counts."""
+    old, new = work(before, feeds), work(after, feeds)
+    return min(n / max(o, 1) for n, o in zip(new, old, strict=True)), f"{old} -> {new}"
+
+
+def enlarged(feeds) -> dict[str, np.ndarray]:
+    """Return inputs of larger images, of which the border is a small part."""
+    return {n: np.tile(v, (1, 1, *(3,) * (v.ndim - 2))) for n, v in feeds.items()}
+
+
 def work(model, feeds) -> tuple[int, ...]:
     """Count the multiply-accumulates of a model for given inputs."""
     twin = observed(model)
     names = [o.name for o in twin.graph.output]
     return macs(model, feeds | dict(zip(names, run(twin, feeds), strict=True)))
+
+
+def is_empty_inside(model, feeds) -> bool:
+    """Whether ONNX itself says that some value has no pixel: ONNX Runtime 1.31 may crash on such an image."""
+    graph = inferred(model, {name: v.shape for name, v in feeds.items()}).graph
+    kinds = (v.type.tensor_type for v in (*graph.value_info, *graph.output))
+    return any(d.HasField("dim_value") and not d.dim_value for kind in kinds for d in kind.shape.dim)
 
 
 def has_empty_image(model, feeds) -> bool:
