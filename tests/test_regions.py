@@ -110,7 +110,7 @@ def growth(before, after, feeds) -> tuple[float, str]:
 
 def enlarged(feeds) -> dict[str, np.ndarray]:
     """Return inputs of larger images, of which the border is a small part."""
-    return {n: np.tile(v, (1, 1, *(3,) * (v.ndim - 2))) for n, v in feeds.items()}
+    return {n: np.tile(v, (1, 1, *(8,) * (v.ndim - 2))) for n, v in feeds.items()}
 
 
 def work(model, feeds) -> tuple[int, ...]:
