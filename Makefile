@@ -57,6 +57,9 @@ fuzz: env ## 100,000 random regions, the share of needless refusals, more exampl
 mutants: env ## wrong folds: which the proof of each fold catches, which the end-to-end check alone (about ten minutes)
 	$(BIN)/python -m tests.mutants
 
+bench: env ## what the proofs cost: tables of times (about two minutes)
+	$(BIN)/python -m benchmarks.proof
+
 blocks: env ## write docs/blocks.md anew from the catalogue
 	$(BIN)/python -m models.blocks.table
 
@@ -67,4 +70,4 @@ golden: env ## write the golden texts anew; review the difference
 clean: ## remove what make made
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help env demo test lint types layers unit zoo fuzz mutants blocks golden clean
+.PHONY: help env demo test lint types layers unit zoo fuzz mutants bench blocks golden clean

@@ -52,7 +52,8 @@ def network(blocks: int = 3, *, head: str = "map", dtype: type = np.float32, see
     for _ in range(blocks):
         x = net.relu(net.add(net.conv_bn(x, WIDTH, 3), net.conv_bn(x, WIDTH, 1), net.bn(x)))
     if head == "softmax":
-        x = net.op("Softmax", net.op("Flatten", net.op("GlobalAveragePool", x)), axis=-1)
+        x = net.scale(net.op("Flatten", net.op("GlobalAveragePool", x)), [2.0**-8])
+        x = net.op("Softmax", x, axis=-1)
         net.axes[x] = 0
     return net.model(x)
 

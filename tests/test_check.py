@@ -13,7 +13,7 @@ from models.net import Net
 from onnxrep import Options, optimize, verify
 from onnxrep.errors import ProviderUnavailable, UsageError
 from onnxrep.folding import fold
-from onnxrep.proof import judge
+from onnxrep.proof import judge, sessions
 from onnxrep.proof.inputs import index_limits
 from onnxrep.proof.sessions import Runtime
 from onnxrep.proof.twin import Twin
@@ -376,3 +376,25 @@ def test_zoo_skeleton_of_a_detector_with_a_topk():
     found = optimize(skeletons.fill("hf_rtdetr_r18/train_legacy_bn")).report.verification
     assert found.verdict == "verified"
     assert "Resize" in found.islands
+
+
+def test_on_cuda_each_model_runs_twice_and_tf32_is_reported_apart(monkeypatch):
+    """With the CPU standing in for the device: what is asked of it, and what is said."""
+    monkeypatch.setitem(sessions.PROVIDERS, "cuda", "CPUExecutionProvider")
+    asked = []
+    real = sessions.Runtime.session
+
+    def session(self, *arguments, **settings):
+        asked.append((self.provider, self.tf32, settings.get("alone", False)))
+        return real(self, *arguments, **settings)
+
+    monkeypatch.setattr(sessions.Runtime, "session", session)
+    runs = []
+    real_run = sessions.Session.run
+    monkeypatch.setattr(sessions.Session, "run", lambda self, *a: runs.append(self) or real_run(self, *a))
+    verification = optimize(chain(2), options=Options(provider="cuda")).report.verification
+    assert verification.verdict == "verified"
+    assert any(note.startswith("judged with TF32 off") for note in verification.notes)
+    assert {a for a in asked if a[1] or a[2]} == {("cuda", True, False), ("cuda", False, True)}
+    most = max(runs.count(s) for s in runs)
+    assert most >= 2 * len(verification.inputs)

@@ -43,6 +43,8 @@ _TOKENS = ((1, 6), (1, 1), (2, 2), (1, 5), (1, 12), (1, 14), (1, 16))
 """Batch and other sizes where the sources are no images."""
 _EXHAUSTIVE_IMAGES, _EXHAUSTIVE_WORK = 2000, 1e8
 _VECTORS, _VECTOR_WORK = 2, 4e8
+_MANY = 8
+"""Equal folds from which on each gets a smaller share of that work."""
 _WORK = 1e9
 """Multiply-accumulates that the sizes of one fold may take together, the main one aside."""
 _LARGEST = 2e11
@@ -311,6 +313,7 @@ class _Proof:
             return [d[None] for d in dense], "dense"
         wide = [np.concatenate([np.zeros_like(d), d, generator.standard_normal(d.shape)]) for d in dense]
         groups = math.gcd(self._before.groups, self._after.groups) if self._claim.spatial else 1
+        work *= max(len(self._cases) / _MANY, 1.0)
         kind, impulses = _impulses(shapes, self._channel_axis(), groups, work, generator)
         return [np.concatenate(pair)[None] for pair in zip(wide, impulses, strict=True)], kind
 

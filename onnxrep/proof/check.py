@@ -136,7 +136,8 @@ class _Check:
 
     def __init__(self, before: Side, after: Side, runtime: Runtime, wishes: Wishes, folded: Sequence[str]) -> None:
         self._before, self._after, self._runtime, self._wishes = before, after, runtime, wishes
-        self._seed = seed_of(before.serialized()) if before.model.ByteSize() <= LARGEST_MESSAGE else 0
+        small = before.data is not None or before.model.ByteSize() <= LARGEST_MESSAGE
+        self._seed = seed_of(before.serialized()) if small else 0
         self._roundoff = roundoff_of(before.model, after.model)
         self._choices = discrete_choices(before.model, after.model)
         self._outputs = [v.name for v in before.model.graph.output]
@@ -148,6 +149,8 @@ class _Check:
         self._notes: list[str] = []
         self._afforded = False
         self._levels: tuple[Level, ...] = LEVELS
+        self._repeats = 2 if runtime.provider == "cuda" else 1  # results there need not be the same twice
+        self._first: tuple[InputSet, dict[str, Any]] | None = None
         self._fired: dict[str, NDArray[np.bool_]] = {name: np.zeros(0, bool) for name in activated(after.model, folded)}
 
     def verdict(self) -> Verdict:
@@ -172,9 +175,10 @@ class _Check:
         try:
             limits = index_limits(self._before.model)
             for inputs in input_sets(old[0], self._wishes, self._seed, limits, self._affordable):
-                stop = self._run(inputs, old, new)
+                stop = self._run(inputs, old * self._repeats, new * self._repeats)
                 if stop is not None:
                     return stop
+            self._note_device(after)
         except NoInput as error:
             return self._say("unverified", f"no legal input: {error}")
         except NoTwin as error:
@@ -206,8 +210,9 @@ class _Check:
 
     def _sessions(self, side: Side, watched: Sequence[str] = ()) -> list[Session]:
         """Return a session per level, with the probes as further outputs; where nothing is optimized, more of them."""
-        more = {"off": [*self._extra, *watched], "all": self._extra}
-        return [self._runtime.session(_with_outputs(side, more[x]), x, side.folder) for x in self._levels]
+        plain = _with_outputs(side, self._extra)
+        data = {"off": _with_outputs(side, [*self._extra, *watched]) if watched else plain, "all": plain}
+        return [self._runtime.session(data[level], level, side.folder) for level in self._levels]
 
     def _stand_ins(self) -> tuple[Side, Side]:
         """Return models that do what both do, where ONNX Runtime has no kernels for their number type.
@@ -263,6 +268,7 @@ class _Check:
             return self._say("rejected", f"ONNX Runtime does not run the new model on {inputs.name}: {error}")
         self._watch(after[0])
         reference = self._reference(inputs)
+        self._first = self._first or (inputs, reference)
         self._ran.append(inputs.name)
         runs = [*before, *after, reference]
         jumped = any(not np.array_equal(runs[0][r], run[r]) for r in self._choices.results for run in runs[1:])
@@ -272,6 +278,23 @@ class _Check:
         if jumped:
             self._jumped.add(inputs.name)
         return None
+
+    def _note_device(self, after: Side) -> None:
+        """Note what CUDA does besides: which precision it has by default, and whether it leaves nodes to the CPU."""
+        if self._runtime.provider != "cuda" or self._first is None:
+            return
+        inputs, reference = self._first
+        runtime = replace(self._runtime, tf32=True)
+        values = runtime.session(after.serialized(), "all", after.folder).run(inputs.feeds)
+        errors = [judge.relative_error(values[name], reference[name]) for name in self._outputs]
+        self._notes.append(
+            f"judged with TF32 off; with it on, as CUDA has it by default, the new model is off by {max(errors):.1g} of"
+            " the output"
+        )
+        try:
+            self._runtime.session(after.serialized(), "all", after.folder, alone=True)
+        except CannotRun:
+            self._notes.append("some nodes of the new model run on the CPU: CUDA has no kernels for them")
 
     def _watch(self, values: Mapping[str, Any]) -> None:
         """Note which channels of folded regions are not zero."""

@@ -197,6 +197,15 @@ def _judged(f: OutputFigures, usual_rms: float, usual_max: float, roundoff: floa
     return replace(f, status="same" if good else "different", ratio=ratio, limit=limit, detail="" if good else f.detail)
 
 
+def relative_error(values: Any, reference: Any) -> float:
+    """Return the rms error of an output relative to its size; 0 for one that holds no real numbers."""
+    if not np.issubdtype(np.asarray(values).dtype, np.floating):
+        return 0.0
+    error = np.asarray(values, np.float64) - np.asarray(reference, np.float64)
+    size = _rms(np.asarray(reference, np.float64)) if error.size else 0.0
+    return _rms(error) / size if size else 0.0
+
+
 def median(values: Iterable[float], default: float) -> float:
     """Return the median, or ``default`` for none."""
     every = list(values)

@@ -59,11 +59,18 @@ class Runtime:
             self.session(_probe(), "off")
 
     def session(
-        self, model: onnx.ModelProto | bytes, level: Level, folder: Path | None = None, reuse_memory: bool = True
+        self,
+        model: onnx.ModelProto | bytes,
+        level: Level,
+        folder: Path | None = None,
+        *,
+        reuse_memory: bool = True,
+        alone: bool = False,
     ) -> Session:
         """Return a session; external data is looked for in ``folder``.
 
-        ``reuse_memory=False`` spares graphs of many thousand nodes ONNX Runtime's quadratic planning of buffers.
+        ``reuse_memory=False`` spares graphs of many thousand nodes ONNX Runtime's quadratic planning of buffers; with
+        ``alone`` no node may be left to the CPU instead of the provider.
 
         Raises:
             CannotRun: ONNX Runtime does not load the model.
@@ -75,6 +82,8 @@ class Runtime:
         options.intra_op_num_threads = self.threads
         options.log_severity_level = _FATAL
         options.enable_mem_reuse = reuse_memory
+        if alone:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         if folder is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         name = PROVIDERS[self.provider]

@@ -1,0 +1,1 @@
+"""Side by side measurements; no test asserts a time."""
