@@ -398,3 +398,13 @@ def test_on_cuda_each_model_runs_twice_and_tf32_is_reported_apart(monkeypatch):
     assert {a for a in asked if a[1] or a[2]} == {("cuda", True, False), ("cuda", False, True)}
     most = max(runs.count(s) for s in runs)
     assert most >= 2 * len(verification.inputs)
+
+
+def test_images_smaller_than_a_kernel_do_not_end_the_process():
+    """ONNX's inference aborts on a Slice of an image whose size it takes to be negative."""
+    n = Net(1)
+    x = n.input(("n", 4, "h", "w"))
+    wide = n.add(n.conv_bn(x, 4, 7, pads=0), n.conv_bn(x, 4, 7, pads=0))
+    one, far, axis = (n.constant([v], dtype=np.int64) for v in (1, 2**31, 2))
+    model = n.model(n.relu(n.op("Slice", wide, one, far, axis)))
+    assert optimize(model).status == "folded"

@@ -18,6 +18,7 @@ from onnxrep.shapes import inferred
 _DOUBLE = 8
 _SHARE = 0.6
 _UNKNOWN = 8 << 30
+_LEAST = 64
 
 
 def budget() -> float:
@@ -34,9 +35,18 @@ def budget() -> float:
 def needed(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> float:
     """Return the bytes that the float64 twin of a model takes at its peak, at fixed input shapes.
 
-    Values whose size shape inference cannot tell count nothing: this finds what is absurd, not the last megabyte.
+    Values whose size shape inference cannot tell count nothing: this finds what is absurd, not the last megabyte. Sizes
+    that are not declared count as ``_LEAST`` at least: on images smaller than a kernel, inference may end the process.
     """
-    graph = inferred(model, shapes).graph
+    fixed = {v.name: [d.dim_value > 0 for d in v.type.tensor_type.shape.dim] for v in model.graph.input}
+    known = {
+        name: tuple(
+            size if axis < 2 or (axis < len(fixed.get(name, ())) and fixed[name][axis]) else max(size, _LEAST)
+            for axis, size in enumerate(dims)
+        )
+        for name, dims in shapes.items()
+    }
+    graph = inferred(model, known).graph
     sizes: dict[str, float] = {}
     for value in (*graph.input, *graph.value_info, *graph.output):
         kind = value.type.tensor_type
