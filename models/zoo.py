@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models import skeletons
+from models.half import half
 from onnxrep import Options, optimize
 
 DEPLOY = {"yolov9t_dyn": "yolov9t_dyn/deploy_dynamic"}
@@ -113,9 +114,9 @@ def _adds_zero(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
     return any(i in scalars for i in node.input)
 
 
-def fold_one(name: str, verify: bool = True) -> Row:
-    """Fold one export and compare it with its deploy form."""
-    model = skeletons.fill(name)
+def fold_one(name: str, verify: bool = True, *, narrow: bool = False) -> Row:
+    """Fold one export, in float16 if ``narrow``, and compare it with its deploy form."""
+    model = half(skeletons.fill(name)) if narrow else skeletons.fill(name)
     deploy, more = deploy_form(name)
     goal = None
     if deploy:
@@ -146,6 +147,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Fold every real export and compare it with its deploy form")
     parser.add_argument("patterns", nargs="*", default=["*"], help="names as model/variant, with wildcards")
     parser.add_argument("--no-verify", action="store_true")
+    parser.add_argument("--half", action="store_true", help="in float16")
     arguments = parser.parse_args()
     names = [n for n in skeletons.names() if "/train" in n and any(fnmatch.fnmatch(n, p) for p in arguments.patterns)]
     console = Console(width=None if sys.stdout.isatty() else 150)
@@ -156,7 +158,7 @@ def main() -> int:
     with console.status("folding ...") as status:
         for name in names:
             status.update(f"folding {name}")
-            row = fold_one(name, not arguments.no_verify)
+            row = fold_one(name, not arguments.no_verify, narrow=arguments.half)
             fine = row.reached and row.verdict in ("verified", "-")
             bad += not fine
             mark = "[green]ok[/green]" if fine else "[red]no[/red]"
