@@ -26,7 +26,7 @@ OLDEST_OPSET = 7
 _MOST_ROUNDS = 8
 
 Place = tuple[str, str]
-"""A value: the label of its scope, and its name."""
+"""A value: the label of its scope, and its name as it is printed."""
 
 
 class Clock(Protocol):
@@ -59,7 +59,7 @@ class _Proposal:
     @property
     def place(self) -> Place:
         """The value that it makes."""
-        return self.scope.label, self.region.output
+        return self.scope.label, files.printable(self.region.output)
 
     @property
     def claim(self) -> Claim:
@@ -156,7 +156,8 @@ class _Folding:
 
     def _planned(self, facts: Facts) -> list[_Proposal]:
         """Plan and emit the regions of one scope, in the order of the graph."""
-        skipped = [value for label, value in self._skipped if label == facts.scope.label]
+        names = {value for label, value in self._skipped if label == facts.scope.label}
+        skipped = [value for value in facts.scope.producer if names and files.printable(value) in names]
         planner, emitter = Planner(facts, skipped), Emitter(facts)
         found: list[_Proposal] = []
         for region in planner.regions():

@@ -238,6 +238,10 @@ def load(model: ModelLike) -> files.ModelFile:
 Folded: TypeAlias = "tuple[list[records.Fold], list[records.Refusal]]"
 
 
+class _Undecided(Exception):
+    """A set of folds could be judged neither way."""
+
+
 def _rolled_back(
     source: files.ModelFile,
     options: Options,
@@ -251,10 +255,16 @@ def _rolled_back(
     """
     every = [(fold.scope, fold.output) for fold in folds]
 
-    def attempt(kept: Collection[Place]) -> tuple[Folded, records.Verification]:
+    def refold(kept: Collection[Place]) -> Folded:
         source.model.CopyFrom(source.fresh())
-        result = _fold_all(source, options.inline_functions, _Clock(), set(every) - set(kept))
-        return result, _verify(source, options, result[0])
+        return _fold_all(source, options.inline_functions, _Clock(), set(every) - set(kept))
+
+    def attempt(kept: Collection[Place]) -> tuple[Folded, records.Verification]:
+        result = refold(kept)
+        verification = _verify(source, options, result[0])
+        if verification.verdict == "unverified":
+            raise _Undecided
+        return result, verification
 
     def culprits(suspects: list[Place]) -> list[Place]:
         if len(suspects) == 1:
@@ -264,13 +274,16 @@ def _rolled_back(
         guilty = [half for half in halves if attempt(half)[1].verdict == "rejected"]
         return [place for half in guilty for place in culprits(half)] or suspects
 
-    bad = culprits(every)
-    if len(bad) < len(every):
-        (kept, left), verification = attempt([place for place in every if place not in bad])
-        if kept and verification.verdict != "rejected":
-            lost = [fold for fold in folds if (fold.scope, fold.output) in bad]
-            return kept, [*left, *(_taken_back(fold, rejection) for fold in lost)], verification
-    attempt(every)
+    try:
+        bad = culprits(every)
+        if len(bad) < len(every):
+            (kept, left), verification = attempt([place for place in every if place not in bad])
+            if kept and verification.verdict == "verified":
+                lost = [fold for fold in folds if (fold.scope, fold.output) in bad]
+                return kept, [*left, *(_taken_back(fold, rejection) for fold in lost)], verification
+    except _Undecided:  # no evidence for or against any fold
+        pass
+    refold(every)
     return folds, refusals, rejection
 
 

@@ -7,6 +7,8 @@ from unittest import mock
 
 import numpy as np
 import onnx
+import onnx.parser
+import onnx_graphsurgeon as gs
 import pytest
 from onnx import numpy_helper
 
@@ -232,3 +234,125 @@ def test_a_model_whose_only_fold_is_wrong_is_rejected():
     assert result.status == "rejected"
     assert result.model == model
     assert codes(result.report.refusals) == set()
+
+
+# -- what a proof must not overlook ----------------------------------------------------------------------------------
+
+
+def test_blocks_that_share_a_weight_are_not_proven_with_blocks_that_do_not():
+    net = Net(1)
+    x = net.input((1, 4, "h", "w"))
+    weight = net.draw(4, 4, 3, 3)
+    shared = net.constant(weight)
+    ends = []
+    for names in ((shared, shared), (net.constant(net.draw(4, 4, 3, 3)), net.constant(net.draw(4, 4, 3, 3)))):
+        parts = [net.op("Conv", x, name, pads=[1] * 4) for name in names]
+        ends.append(net.add(*parts))
+        x = net.relu(ends[-1])
+    model = net.model(x)
+    assert certified(model)[2] == []
+    second = numpy_helper.to_array(model.graph.initializer[-1]).astype(np.float64)
+
+    def change(tensors, _):
+        mutants.kernel(tensors)[:] = 2.0 * second
+
+    with mutants.wrong_edit(ends[1], lambda edit: mutants.mutated(edit, change), proven=True):
+        assert len(certified(model)[2]) == 1
+
+
+@pytest.mark.parametrize("shape", [("n", 4, "h", "w"), (1, 4, 20, 20), (2, 4, 8, 8), ("n", 4, 8, 8)])
+@pytest.mark.parametrize("order", [[0, 1, 3, 2], [2, 1, 0, 3]])
+def test_a_result_that_is_turned_is_seen_though_the_map_is_pointwise(shape, order):
+    net = Net(1)
+    model = net.model(net.relu(net.conv_bn(net.input(shape), 4, 1)))
+    output = model.graph.node[-1].input[0]
+
+    def change(edit):
+        *nodes, last = edit.nodes
+        inner = gs.Variable("inner")
+        turned = gs.Node("Transpose", "", {"perm": order}, [inner], [gs.Variable(output)])
+        last = gs.Node(last.op, last.name, last.attrs, list(last.inputs), [inner])
+        return replace(edit, nodes=[*nodes, last, turned], heirs=[*edit.heirs, None])
+
+    with mutants.wrong_edit(output, change, proven=True):
+        assert len(certified(model)[2]) == 1
+
+
+def test_a_batch_of_two_is_tried():
+    net = Net(1)
+    model = net.model(net.relu(net.conv_bn(net.input(("n", 4, 8, 8)), 4, 3)))
+    output = model.graph.node[-1].input[0]
+
+    def change(edit):
+        *nodes, last = edit.nodes
+        inner = gs.Variable("inner")
+        one = gs.Node("Reshape", "", {}, [inner, gs.Variable("one")], [gs.Variable(output)])
+        last = gs.Node(last.op, last.name, last.attrs, list(last.inputs), [inner])
+        tensors = [*edit.tensors, ("one", np.array([1, 4, 8, 8]))]
+        return replace(edit, nodes=[*nodes, last, one], heirs=[*edit.heirs, None], tensors=tensors)
+
+    with mutants.wrong_edit(output, change, proven=True):
+        assert len(certified(model)[2]) == 1
+
+
+def test_every_remainder_of_a_large_stride_is_tried():
+    net = Net(1)
+    x = net.input(("n", 3, "h", "w"))
+    patches = net.conv(x, 192, 16, stride=16, pads=[0, 0, 2, 2])
+    model = net.model(net.relu(net.bn(patches)))
+    output = model.graph.node[-1].input[0]
+
+    def change(_, attributes):
+        attributes["pads"] = [0, 0, 9, 9]
+
+    with mutants.wrong_edit(output, lambda edit: mutants.mutated(edit, change), proven=True):
+        assert len(certified(model)[2]) == 1
+
+
+@pytest.mark.parametrize("factor", [1.01, 1.0])
+def test_the_slack_of_a_border_is_none_for_weights(factor):
+    """float16: the border holds the bias as it is stored; only what zero becomes may differ by that."""
+    net = Net(1, dtype=np.float16, opset=22)
+    x = net.input(("n", 8, "h", "w"))
+    first = net.op("Conv", x, net.constant(net.draw(8, 8, 1, 1)), net.constant(np.full(8, 0.3)), channels=8)
+    pads = net.constant([0, 0, 1, 1, 0, 0, 1, 1], dtype=np.int64)
+    framed = net.op("Pad", first, pads, net.constant(np.float16(0.3)))
+    model = net.model(net.relu(net.conv(framed, 8, 3, pads=0)))
+    output = model.graph.node[-1].input[0]
+
+    def change(tensors, _):
+        mutants.kernel(tensors)[3, 5, 1, 1] *= factor
+
+    with mutants.wrong_edit(output, lambda edit: mutants.mutated(edit, change), proven=True):
+        assert len(certified(model)[2]) == (factor != 1.0)
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        ("y = Cast<to=7>(x)", "Cast"),
+        ("y = BatchNormalization<training_mode=1>(x, w, w, w, w)", "statistics"),
+        ("y = AveragePool<kernel_shape=[3], strides=[2], ceil_mode=1>(x)", "hangs over"),
+    ],
+)
+def test_what_the_evaluator_does_not_know_is_no_proof(node, words):
+    text = f'<ir_version: 8, opset_import: ["" : 15]> g (float[1, 2, 6] x) => (float y) {{ {node} }}'
+    model = onnx.parser.parse_model(text)
+    program = Program(model.graph.node, ("x",), "y", {"w": np.ones(2, np.float32)}, 15)
+    with pytest.raises(CannotEvaluate, match=words):
+        program.run({"x": np.ones((1, 1, 1, 2, 6))}, {"w": np.ones((1, 1, 2))}, {})
+
+
+def test_names_with_control_characters_can_be_taken_back():
+    model = mutants.network(3)
+    output = mutants.sums(model)[1]
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                names[index] = "bad\u200bname" if name == output else name
+    change = mock.patch.object(folding, "certify", lambda claims: [mutants.Certificate() for _ in claims])
+    wrong = mutants.wrong_edit("bad\u200bname", lambda e: mutants.mutated(e, mutants._bias_dropped), proven=True)
+    with wrong, change:
+        result = optimize(model, options=Options(input_shapes={"x": (1, 3, 8, 8)}))
+    assert result.status == "folded"
+    assert "taken-back" in codes(result.report.refusals)

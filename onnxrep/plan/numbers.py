@@ -17,7 +17,7 @@ from onnxrep.plan.stacking import picks
 from onnxrep.plan.views import View, Views
 from onnxrep.price import KERNEL, Price
 
-_FRAME_ROUNDINGS = 8.0
+FRAME_ROUNDINGS = 8.0
 """A border value and the bias that it must equal may differ by this many roundings of their summands."""
 
 _ROUNDOFF: dict[int, float] = {
@@ -315,7 +315,7 @@ class Evaluator:
         if pool.sizes is None:
             return not np.any(read)
         roundoff = _ROUNDOFF.get(self._shapes.type_of(pool.source[0]), 2.0**-24)
-        pool.rounded = bool(np.all(read <= _FRAME_ROUNDINGS * roundoff * pool.sizes[pool.map.reads]))
+        pool.rounded = bool(np.all(read <= FRAME_ROUNDINGS * roundoff * pool.sizes[pool.map.reads]))
         return pool.rounded
 
     def _shifted(self, pool: _Pool, expansion: Expansion) -> bool:

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, TensorProto, helper, inliner, numpy_helper
 
 from onnxrep import files
 from onnxrep.graph import DEFAULT_DOMAINS
 from onnxrep.shapes import inferred
 
 _BFLOAT16, _FLOAT = TensorProto.BFLOAT16, TensorProto.FLOAT
-_NEED_FLOAT = frozenset(("NonMaxSuppression",))
 
 
 def number_types(model: onnx.ModelProto) -> set[int]:
@@ -24,6 +23,8 @@ def number_types(model: onnx.ModelProto) -> set[int]:
 
 def in_bfloat16(model: onnx.ModelProto, folder: Path | None) -> onnx.ModelProto:
     """Return a float32 model that computes what a bfloat16 model does: each op's result is rounded to bfloat16."""
+    if model.functions:
+        model = inliner.inline_local_functions(model)
     types = {v.name: v.type.tensor_type.elem_type for v in _values(inferred(model).graph)}
     types.update((t.name, t.data_type) for t in files.tensors(model))
     copy = onnx.ModelProto()
@@ -57,7 +58,7 @@ def _rounded(graph: onnx.GraphProto, types: dict[str, int], folder: Path | None)
                 _rounded(attribute.g, types, folder)
             elif attribute.type == AttributeProto.TENSOR:
                 _widen(attribute.t, folder)
-            elif node.op_type == "Cast" and attribute.name == "to" and attribute.i == _BFLOAT16:
+            elif attribute.name in ("to", "dtype") and attribute.i == _BFLOAT16:
                 attribute.i = _FLOAT
         nodes.append(node)
         if node.op_type in ("Constant", "If", "Loop", "Scan") or node.domain not in DEFAULT_DOMAINS:

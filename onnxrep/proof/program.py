@@ -16,7 +16,7 @@ from onnx import AttributeProto, TensorProto, helper
 from onnxrep.constants import EVALUABLE, evaluate
 from onnxrep.graph import DEFAULT_DOMAINS, Edit, exported
 from onnxrep.lift import Facts
-from onnxrep.proof.semantics import MOVES, OPS, Call, CannotEvaluate, is_float, moved
+from onnxrep.proof.semantics import MOVES, OPS, Call, CannotEvaluate, IllegalSize, is_float, moved
 
 Array = NDArray[Any]
 
@@ -48,7 +48,6 @@ class Program:
         sources: the values read.
         output: the value made.
         constants: what else is read, floats in float64.
-        sizes: outputs of Shape nodes -> the value whose size they take.
     """
 
     def __init__(
@@ -78,7 +77,8 @@ class Program:
             for name in node.input:
                 values = self.constants.get(name)
                 if values is not None:
-                    inputs.append((values.shape, "reals" if is_float(values) else values.tobytes()))
+                    kind = "reals" if is_float(values) else values.tobytes()
+                    inputs.append((numbers.setdefault(name, len(numbers)), values.shape, kind))
                 else:
                     inputs.append(numbers.setdefault(name, len(numbers)))
             for name in node.output:
@@ -169,7 +169,8 @@ class Program:
             empty: go on where an image inside has no pixel.
 
         Raises:
-            CannotEvaluate: an op is not known, or does not run on these shapes.
+            IllegalSize: an op does not run on these shapes.
+            CannotEvaluate: an op is not known.
         """
         values: dict[str, Array] = {**weights, **feeds}
         left = {name: index for index, (node, _) in enumerate(self.nodes) for name in node.input}
@@ -180,9 +181,9 @@ class Program:
             try:
                 found = self._call(Call(node, attributes, inputs, magnitude, self.opset), sizes)
             except (ValueError, IndexError, ZeroDivisionError, TypeError) as error:
-                raise CannotEvaluate(f"{node.op_type}: {error}") from None
+                raise IllegalSize(f"{node.op_type}: {error}") from None
             if not empty and any(is_float(v) and not v.size for v in found):
-                raise CannotEvaluate(f"{node.op_type} makes an empty image")
+                raise IllegalSize(f"{node.op_type} makes an empty image")
             values.update((name, value) for name, value in zip(node.output, found, strict=False) if name)
             for name in node.input:
                 if left[name] == index and name != self.output:
@@ -196,7 +197,7 @@ class Program:
             known = call.inputs[0]
             dims = sizes.get(node.input[0]) if known is None else known.shape[2:] if is_float(known) else known.shape
             if dims is None:
-                raise CannotEvaluate("a size that is not known")
+                raise IllegalSize("a size that is not known")
             return [np.array(dims[slice(call.attributes.get("start", 0), call.attributes.get("end"))], np.int64)]
         present = [v for v in call.inputs if v is not None]
         if any(map(is_float, present)):
@@ -208,7 +209,7 @@ class Program:
         feeds = {name: v for name, v in zip(node.input, call.inputs, strict=True) if v is not None}
         results = evaluate(node, feeds, call.opset)
         if set(results) != {o for o in node.output if o}:
-            raise CannotEvaluate(node.op_type)
+            raise IllegalSize(node.op_type)
         return [_wide(results[o]) if o else np.zeros(0, np.int64) for o in node.output]
 
 
@@ -251,7 +252,8 @@ def pair(
     for name in sorted(read, key=lambda s: facts.scope.producer.get(s, -1)):
         earliest = min((facts.scope.producer.get(s, -1) for s in apart), default=-1)
         part = _Part(facts, representative, earliest)
-        part.add(name, apart)
+        if apart:
+            part.add(name, apart)
         if apart and not part.more:
             prefix.join(part)
         else:
@@ -332,6 +334,9 @@ def _is_known(facts: Facts, node: onnx.NodeProto) -> bool:
     """Whether a program may hold a node: one that is linear, or calculates with sizes. Others make sources."""
     if node.domain not in DEFAULT_DOMAINS:
         return False
+    if node.op_type == "Cast":
+        kind = next((a.i for a in node.attribute if a.name == "to"), 0)
+        return kind == facts.shapes.type_of(node.input[0]) or kind in _INTEGERS
     if node.op_type in OPS or node.op_type in MOVES:
         return True
     return node.op_type in EVALUABLE and facts.shapes.type_of(node.output[0]) in _INTEGERS

@@ -19,10 +19,13 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from onnxrep.constants import evaluate
 
 Array = NDArray[Any]
+
+_REALS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 MOVES = frozenset(
     "Concat DepthToSpace Expand Flatten Gather GatherElements GatherND Reshape ScatterND Slice SpaceToDepth Split"
@@ -32,7 +35,11 @@ MOVES = frozenset(
 
 
 class CannotEvaluate(Exception):
-    """An op has no meaning here, or cannot run on these shapes."""
+    """An op has no meaning here."""
+
+
+class IllegalSize(CannotEvaluate):
+    """An op cannot run on these shapes, in any runtime."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +122,24 @@ def _same(call: Call) -> Array:
     return call.stack(0)
 
 
+def _dropout(call: Call) -> Array:
+    training = call.optional(2)
+    if any(call.node.output[1:]) or (training is not None and np.any(training)):
+        raise CannotEvaluate("a Dropout in training")
+    return call.stack(0)
+
+
+def _cast(call: Call) -> Array:
+    if call.attributes.get("to") not in _REALS:
+        raise CannotEvaluate("a Cast of numbers to another kind")
+    return call.stack(0)
+
+
 def _batch_normalization(call: Call) -> Array:
     """Return ``(x - mean) / sqrt(var + eps) * scale + bias``."""
+    found = call.attributes
+    if found.get("training_mode", 0) or not found.get("spatial", 1) or any(call.node.output[1:]):
+        raise CannotEvaluate("a normalisation by other statistics")
     x = call.stack(0)
     scale, bias, mean, variance = (_per_channel(call.stack(i), x.ndim) for i in range(1, 5))
     root = np.sqrt(variance + call.attributes.get("epsilon", float(np.float32(1e-5))))
@@ -179,7 +202,7 @@ def _taps(x: Array, w: _Window) -> tuple[list[int], list[tuple[tuple[int, ...], 
     reach = [d * (k - 1) + 1 for d, k in zip(w.dilations, w.kernel, strict=True)]
     spare = [n - r for n, r in zip(x.shape[-axes:], reach, strict=True)]
     if any(m <= -s for m, s in zip(spare, w.strides, strict=True)):
-        raise CannotEvaluate("a window larger than its image")
+        raise IllegalSize("a window larger than its image")
     sizes = [max(m, 0) // s + 1 for m, s in zip(spare, w.strides, strict=True)]
     x = _padded(x, [0] * axes, [max(-m, 0) for m in spare])
     found = []
@@ -324,12 +347,12 @@ OPS: Mapping[str, Callable[[Call], Array]] = {
     "Add": _add,
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_normalization,
-    "Cast": _same,
+    "Cast": _cast,
     "CastLike": _same,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Div": _div,
-    "Dropout": _same,
+    "Dropout": _dropout,
     "Gemm": _gemm,
     "Identity": _same,
     "MatMul": _matmul,
@@ -359,9 +382,11 @@ def moved(call: Call) -> list[Array]:
             count += size
         else:
             feeds[name] = value
+    if call.attributes.get("reduction", "none") != "none":
+        raise CannotEvaluate(f"{call.node.op_type} that adds")
     results = evaluate(call.node, feeds, call.opset)
     if not results:
-        raise CannotEvaluate(call.node.op_type)
+        raise IllegalSize(call.node.op_type)
     lead = np.broadcast_shapes(*(s.shape[:2] for s in stacks))
     pool = np.concatenate([np.broadcast_to(s, (*lead, s.shape[2])) for s in stacks], axis=2)
     return [np.take(pool, results[name], axis=2) if name else pool for name in call.node.output]
