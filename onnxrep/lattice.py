@@ -424,7 +424,7 @@ class Map:
         taps, cut = [], []
         for present, used in zip(self.geometry.taps, self.support, strict=True):
             low, high = (present.index(used[0]), present.index(used[-1])) if used else (0, 0)
-            taps.append(present[low : high + 1] if used else (0,))
+            taps.append(present[low : high + 1])
             cut.append(slice(low, high + 1))
         weight = self.weight[(slice(None), slice(None), *cut)]
         return Map(replace(self.geometry, taps=tuple(taps)), weight)

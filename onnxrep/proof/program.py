@@ -166,7 +166,7 @@ class Program:
             weights: the constants' stacks, one probe each.
             sizes: dims of values outside of the program whose Shape is taken.
             magnitude: count all terms as positive; feeds and weights must be.
-            empty: go on where an image inside has no pixel.
+            empty: go on where an image inside has no pixel, or is smaller than a window.
 
         Raises:
             IllegalSize: an op does not run on these shapes.
@@ -179,7 +179,7 @@ class Program:
             if node.op_type != "Shape" and any(v is None and n for v, n in zip(inputs, node.input, strict=True)):
                 raise CannotEvaluate(f"{node.op_type} reads a value that is not there")
             try:
-                found = self._call(Call(node, attributes, inputs, magnitude, self.opset), sizes)
+                found = self._call(Call(node, attributes, inputs, magnitude, self.opset, empty), sizes)
             except (ValueError, IndexError, ZeroDivisionError, TypeError) as error:
                 raise IllegalSize(f"{node.op_type}: {error}") from None
             if not empty and any(is_float(v) and not v.size for v in found):

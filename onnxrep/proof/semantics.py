@@ -44,13 +44,17 @@ class IllegalSize(CannotEvaluate):
 
 @dataclass(frozen=True)
 class Call:
-    """One node with its inputs: stacks, plain integers, or None for an input that is left out."""
+    """One node with its inputs: stacks, plain integers, or None for an input that is left out.
+
+    ``lenient``: a window may be a little larger than its image, as runtimes allow.
+    """
 
     node: onnx.NodeProto
     attributes: Mapping[str, Any]
     inputs: Sequence[Array | None]
     magnitude: bool
     opset: int
+    lenient: bool = False
 
     def stack(self, index: int) -> Array:
         """Return an input that holds numbers."""
@@ -193,15 +197,15 @@ def _padded(x: Array, begins: Sequence[int], ends: Sequence[int], value: float |
     return result
 
 
-def _taps(x: Array, w: _Window) -> tuple[list[int], list[tuple[tuple[int, ...], Array]]]:
+def _taps(x: Array, w: _Window, *, lenient: bool = False) -> tuple[list[int], list[tuple[tuple[int, ...], Array]]]:
     """Return the size of the result, and per tap what all windows see there; ``x`` is padded.
 
-    As in runtimes, the division rounds towards zero: a window a little larger than the image sees zeros behind it.
+    ``lenient``: as in runtimes, the size is rounded towards zero: a window a little larger than the image sees zeros.
     """
     axes = len(w.kernel)
     reach = [d * (k - 1) + 1 for d, k in zip(w.dilations, w.kernel, strict=True)]
     spare = [n - r for n, r in zip(x.shape[-axes:], reach, strict=True)]
-    if any(m <= -s for m, s in zip(spare, w.strides, strict=True)):
+    if any(m < 0 if not lenient else m <= -s for m, s in zip(spare, w.strides, strict=True)):
         raise IllegalSize("a window larger than its image")
     sizes = [max(m, 0) // s + 1 for m, s in zip(spare, w.strides, strict=True)]
     x = _padded(x, [0] * axes, [max(-m, 0) for m in spare])
@@ -252,7 +256,7 @@ def _conv(call: Call) -> Array:
     if x.ndim != weight.ndim or x.shape[3] != width * group or outputs % group:
         raise CannotEvaluate("a convolution whose weight does not fit")
     w = _window(call, kernel, x.shape[4:])
-    _, taps = _taps(_by_channel(_padded(x, w.begins, w.ends), group), w)
+    _, taps = _taps(_by_channel(_padded(x, w.begins, w.ends), group), w, lenient=call.lenient)
     matrix = weight.reshape(n, group, outputs // group, width, *kernel)
     total: Array | None = None
     for tap, seen in taps:
@@ -288,7 +292,7 @@ def _average_pool(call: Call) -> Array:
     """Return the mean of what each window sees; of real pixels only unless ``count_include_pad`` is set."""
     x, kernel = call.stack(0), list(call.attributes.get("kernel_shape") or ())
     w = _window(call, kernel, x.shape[4:])
-    _, taps = _taps(_padded(x, w.begins, w.ends), w)
+    _, taps = _taps(_padded(x, w.begins, w.ends), w, lenient=call.lenient)
     if call.attributes.get("ceil_mode", 0):
         for n, b, e, k, s, d in zip(x.shape[4:], w.begins, w.ends, kernel, w.strides, w.dilations, strict=True):
             windows, more = divmod(n + b + e - d * (k - 1) - 1, s)
@@ -297,7 +301,7 @@ def _average_pool(call: Call) -> Array:
     total = np.sum([seen for _, seen in taps], axis=0)
     if call.attributes.get("count_include_pad", 0):
         return np.asarray(total / math.prod(kernel))
-    _, inside = _taps(_padded(np.ones(x.shape[4:]), w.begins, w.ends), w)
+    _, inside = _taps(_padded(np.ones(x.shape[4:]), w.begins, w.ends), w, lenient=call.lenient)
     return np.asarray(total / np.sum([seen for _, seen in inside], axis=0))
 
 
