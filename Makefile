@@ -50,6 +50,9 @@ unit: env ## pytest
 zoo: env ## fold and verify every real export; one table (about two minutes)
 	$(BIN)/python -m models.zoo
 
+zoo-half: env ## the same in float16
+	$(BIN)/python -m models.zoo --half
+
 fuzz: env ## 100,000 random regions, the share of needless refusals, more examples of each property (about two hours)
 	HYPOTHESIS_PROFILE=fuzz ONNXREP_REGIONS=100000 ONNXREP_REGIONS_START=100000 \
 		$(BIN)/python -m pytest -s tests/test_regions.py tests/test_lattice.py
@@ -70,4 +73,4 @@ golden: env ## write the golden texts anew; review the difference
 clean: ## remove what make made
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help env demo test lint types layers unit zoo fuzz mutants bench blocks golden clean
+.PHONY: help env demo test lint types layers unit zoo zoo-half fuzz mutants bench blocks golden clean

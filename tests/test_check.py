@@ -128,7 +128,7 @@ def test_a_border_mistake_is_seen_at_tiny_sizes():
 def test_several_sizes_odd_and_tiny_ones_too():
     found = optimize(chain(2)).report.verification
     assert found.inputs[:3] == ("normal 1x8x1x1", "normal 2x8x33x47", "normal 2x8x32x32")
-    assert [name.split()[0] for name in found.inputs[3:]] == ["uniform", "zeros", "ones"]
+    assert [name.split()[0] for name in found.inputs[3:]] == ["uniform", "border", "zeros", "ones"]
     assert found.levels == ("off", "all")
 
 

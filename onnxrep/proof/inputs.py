@@ -80,7 +80,8 @@ def input_sets(
 ) -> Iterator[InputSet]:
     """Yield the sets on which two models are compared.
 
-    Normal data at every size chosen, then uniform data, zeros and ones at the last of them, then the user's own data.
+    Normal data at every size chosen, then at the last of them uniform data, images that are zero but for their
+    outermost pixels, zeros and ones, and the user's own data.
 
     Args:
         session: of the original model, which decides what is legal.
@@ -106,7 +107,7 @@ def input_sets(
         rng = np.random.default_rng([seed, index])
         yield InputSet(f"normal {describe(shape)}", _filled(session, shape, "normal", rng, limits))
     last = shapes[-1]
-    for kind in ("uniform", *CONSTANT_SETS):
+    for kind in ("uniform", "border", *CONSTANT_SETS):
         rng = np.random.default_rng([seed, len(shapes)])
         yield InputSet(f"{kind} {describe(last)}", _filled(session, last, kind, rng, limits))
 
@@ -211,8 +212,12 @@ def _filled(
 
 def _floats(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[Any]:
     """Return floats of one kind."""
-    if kind == "normal":
-        return rng.standard_normal(shape)
+    if kind in ("normal", "border"):
+        values = np.asarray(rng.standard_normal(shape))
+        inner: tuple[Any, ...] = (slice(1, -1),) * (len(shape) - 2)
+        if kind == "border" and inner:
+            values[(..., *inner)] = 0.0
+        return values
     return rng.random(shape) if kind == "uniform" else np.full(shape, float(kind == "ones"))
 
 
