@@ -21,7 +21,7 @@ from tests.regions import Case, random_case
 from tests.strategies import random_region
 from tests.tools import RUNTIME, attributes, copy, folded
 
-REGIONS = int(os.environ.get("ONNXREP_REGIONS", "2400")) // 2
+REGIONS = int(os.environ.get("ONNXREP_REGIONS", "1200")) // 2
 START = int(os.environ.get("ONNXREP_REGIONS_START", "0"))
 CHUNK = 200
 ORACLE_EVERY = 4

@@ -27,7 +27,7 @@ _ALONE = frozenset(OPS) - {"MatMul", "Gemm"}
 """Ops that keep the channels in their order."""
 
 _INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
-_DEPTHWISE = 16.0
+_DEPTHWISE, _PER_ELEMENT = 16.0, 32.0
 _LARGEST = 1 << 16
 """Nodes of one program."""
 
@@ -89,13 +89,15 @@ class Program:
         return tuple(found)
 
     def work(self, shapes: Mapping[str, Sequence[int]]) -> float:
-        """Estimate the work on one input: weights read at every position of the largest source.
+        """Estimate the work on one input: weights read at every position of the largest source, and all elements moved.
 
-        Depthwise ones count more: they are no matrix products.
+        Depthwise weights count more: they are no matrix products.
         """
+        elements = sum(math.prod(s) for s in shapes.values())
         positions = max((math.prod(s) / max(s[1] if len(s) > 1 else 1, 1) for s in shapes.values()), default=1.0)
         weights = [v for v in self.constants.values() if is_float(v) and v.ndim > 1]
-        return positions * sum(v.size * (_DEPTHWISE if v.shape[1] == 1 else 1.0) for v in weights)
+        products = positions * sum(v.size * (_DEPTHWISE if v.shape[1] == 1 else 1.0) for v in weights)
+        return products + _PER_ELEMENT * elements * len(self.nodes)
 
     @property
     def groups(self) -> int:
