@@ -238,6 +238,10 @@ def load(model: ModelLike) -> files.ModelFile:
 Folded: TypeAlias = "tuple[list[records.Fold], list[records.Refusal]]"
 
 
+_MOST_ATTEMPTS = 24
+"""Sets of folds that are tried when the folds are searched for that spoil a model."""
+
+
 class _Undecided(Exception):
     """A set of folds could be judged neither way."""
 
@@ -259,7 +263,13 @@ def _rolled_back(
         source.model.CopyFrom(source.fresh())
         return _fold_all(source, options.inline_functions, _Clock(), set(every) - set(kept))
 
+    attempts = 0
+
     def attempt(kept: Collection[Place]) -> tuple[Folded, records.Verification]:
+        nonlocal attempts
+        attempts += 1
+        if attempts > _MOST_ATTEMPTS:  # so many culprits are no few wrong folds: the model is rejected
+            raise _Undecided
         result = refold(kept)
         verification = _verify(source, options, result[0])
         if verification.verdict == "unverified":
