@@ -277,9 +277,14 @@ class Edit:
     exact: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
+    def whole(self) -> tuple[Edit, ...]:
+        """The edit, behind those that make what it reads."""
+        return (*self.reads, self)
+
+    @property
     def written(self) -> list[gs.Node]:
         """The new nodes in order, with those that make what they read."""
-        return [node for edit in (*self.reads, self) for node in edit.nodes]
+        return [node for edit in self.whole for node in edit.nodes]
 
 
 def commit(model: Model, edits: Sequence[tuple[Scope, Edit]]) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,13 +14,17 @@ import onnx_graphsurgeon as gs
 
 from onnxrep import __version__, files, reasons, validity
 from onnxrep.errors import UnsupportedModel, UsageError
-from onnxrep.folding import Place, fold
+from onnxrep.folding import Clock, Place, fold
 from onnxrep.report import records
 from onnxrep.report.records import Report
 
 if TYPE_CHECKING:
     from onnxrep.proof.check import Side, Verdict
 
+_MOST_ATTEMPTS = 24
+"""Sets of folds that are tried when the folds are searched for that spoil a model."""
+
+Folded: TypeAlias = "tuple[list[records.Fold], list[records.Refusal]]"
 ModelLike: TypeAlias = "str | Path | bytes | onnx.ModelProto | gs.Graph"
 
 
@@ -79,22 +81,6 @@ class Result:
         return self.report.status in ("folded", "unchanged")
 
 
-class _Clock:
-    """Seconds per stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Count the time of a block for a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 4)
-
-
 def optimize(
     model: ModelLike,
     output: str | Path | None = None,
@@ -121,7 +107,7 @@ def optimize(
 
     """
     options = options or Options()
-    clock = _Clock()
+    clock = Clock()
     target = Path(output) if output is not None else None
     if target is not None:
         files.check_target(target, options.follow_symlinks)
@@ -184,7 +170,7 @@ def inspect(model: ModelLike, *, inline_functions: bool = False) -> Report:
         UsageError, InvalidModel, UnsupportedModel: see :func:`optimize`.
 
     """
-    clock = _Clock()
+    clock = Clock()
     with clock.stage("read"):
         source = load(model)
     before, bytes_before = Counter(_ops(source.model)), _weight_bytes(source.model)
@@ -235,13 +221,6 @@ def load(model: ModelLike) -> files.ModelFile:
     return source
 
 
-Folded: TypeAlias = "tuple[list[records.Fold], list[records.Refusal]]"
-
-
-_MOST_ATTEMPTS = 24
-"""Sets of folds that are tried when the folds are searched for that spoil a model."""
-
-
 class _Undecided(Exception):
     """A set of folds could be judged neither way."""
 
@@ -261,7 +240,7 @@ def _rolled_back(
 
     def refold(kept: Collection[Place]) -> Folded:
         source.model.CopyFrom(source.fresh())
-        return _fold_all(source, options.inline_functions, _Clock(), set(every) - set(kept))
+        return _fold_all(source, options.inline_functions, Clock(), set(every) - set(kept))
 
     attempts = 0
 
@@ -304,7 +283,7 @@ def _taken_back(fold: records.Fold, rejection: records.Verification) -> records.
     )
 
 
-def _fold_all(source: files.ModelFile, inline: bool, clock: _Clock, skipped: Collection[Place] = ()) -> Folded:
+def _fold_all(source: files.ModelFile, inline: bool, clock: Clock, skipped: Collection[Place] = ()) -> Folded:
     """Fold a model's message in place, its local functions inlined first if that is wanted and helps."""
     if not inline or not source.model.functions:
         return fold(source.model, source.folder, clock, skipped)

@@ -93,8 +93,8 @@ class _Case:
     claim: Claim
     before: Program
     after: Program
-    shapes: list[Shapes]
-    outside: list[dict[str, tuple[int, ...]]]
+    sizes: Mapping[Shapes, Mapping[str, tuple[int, ...]]]
+    """Dims of the sources, and of values of which only the Shape is taken."""
     shrink: float
 
 
@@ -110,10 +110,10 @@ def certify(claims: Sequence[Claim]) -> list[Certificate]:
         except CannotEvaluate as error:
             results[index] = Certificate(f"it cannot be evaluated: {error}")
             continue
-        sizes = tuple(tuple(sorted(o.items())) for o in case.outside)
-        types = tuple(v.dtype for e in (*claim.edit.reads, claim.edit) for _, v in e.tensors)
+        sizes = tuple((shapes, *sorted(beyond.items())) for shapes, beyond in case.sizes.items())
+        types = tuple(values.dtype for edit in claim.edit.whole for _, values in edit.tensors)
         programs = case.before.signature(), case.after.signature()
-        key = *programs, tuple(case.shapes), sizes, types, claim.rounded, claim.spatial
+        key = *programs, sizes, types, claim.rounded, claim.spatial
         groups.setdefault(key, []).append((index, case))
     for group in groups.values():
         for chunk in _chunks(group):
@@ -127,7 +127,7 @@ def _chunks(group: list[tuple[int, _Case]]) -> Iterator[list[tuple[int, _Case]]]
     """Yield parts of a group whose weights and images fit into memory together."""
     case = group[0][1]
     weights = sum(v.size for p in (case.before, case.after) for v in p.constants.values())
-    images = max((sum(map(math.prod, shapes)) for shapes in case.shapes), default=1)
+    images = max((sum(map(math.prod, shapes)) for shapes in case.sizes), default=1)
     count = max(_CHUNK // max(weights, 4 * images, 1), 1)
     for start in range(0, len(group), count):
         yield group[start : start + count]
@@ -135,14 +135,13 @@ def _chunks(group: list[tuple[int, _Case]]) -> Iterator[list[tuple[int, _Case]]]
 
 def _rounding_fault(edit: Edit) -> Certificate | None:
     """Compare each stored weight with the one that was calculated: it must be that, rounded once."""
-    for name, values in (tensor for e in (*edit.reads, edit) for tensor in e.tensors):
-        exact = next((e.exact[name] for e in (*edit.reads, edit) if name in e.exact), None)
-        if exact is None:
-            continue
-        kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
-        limit = ROUNDOFF[kind] * np.abs(exact) + SUBNORMAL[kind]
-        if values.shape != exact.shape or not np.all(np.abs(values.astype(np.float64) - exact) <= limit):
-            return Certificate(f"{name} is not stored as it was calculated")
+    for part in edit.whole:
+        for name, values in ((n, v) for n, v in part.tensors if n in part.exact):
+            exact = part.exact[name]
+            kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+            limit = ROUNDOFF[kind] * np.abs(exact) + SUBNORMAL[kind]
+            if values.shape != exact.shape or not np.all(np.abs(values.astype(np.float64) - exact) <= limit):
+                return Certificate(f"{name} is not stored as it was calculated")
     return None
 
 
@@ -167,7 +166,7 @@ def _case(claim: Claim) -> _Case:
         more = [_dims(s, (1,) * len(s), known) for s in beyond]
         if all(min(d, default=1) > 0 for d in dims):
             found.setdefault(tuple(dims), dict(zip(names, more, strict=True)))
-    return _Case(claim, before, after, list(found), list(found.values()), sizes.shrink)
+    return _Case(claim, before, after, found, sizes.shrink)
 
 
 def _dims(shape: Shape, wanted: Sequence[int], known: Known) -> tuple[int, ...]:
@@ -194,7 +193,7 @@ class _Proof:
     def certificates(self) -> list[Certificate]:
         """Run all sizes; those at which the original does not run do not count."""
         first, probes, illegal = self._cases[0], "dense", ""
-        for shapes, beyond in zip(first.shapes, first.outside, strict=True):
+        for shapes, beyond in first.sizes.items():
             try:
                 feeds, kind = self._probes(shapes, main=not self._tried)
                 self._compare(shapes, feeds, beyond)
@@ -227,11 +226,8 @@ class _Proof:
         groups = math.gcd(self._before.groups, self._after.groups) if self._claim.spatial else 1
         share = max(len(self._cases) / _MANY, 1.0)
         most = _CHUNK // max(elements * math.ceil(share), 1)
-        kind, impulses = _impulses(shapes, self._channel_axis(), groups, work * share, most, generator)
+        kind, impulses = _impulses(shapes, 1 if self._claim.spatial else -1, groups, work * share, most, generator)
         return [np.concatenate(pair)[None] for pair in zip(wide, impulses, strict=True)], kind
-
-    def _channel_axis(self) -> int:
-        return 1 if self._claim.spatial else -1
 
     def _compare(self, shapes: Shapes, feeds: Sequence[Array], beyond: Mapping[str, tuple[int, ...]]) -> None:
         """Compare both programs at one size.
@@ -242,8 +238,7 @@ class _Proof:
         """
         values = dict(zip(self._before.sources, feeds, strict=True))
         largest = {s: np.full((1, 1, *f.shape[2:]), np.max(np.abs(f), initial=0.0)) for s, f in values.items()}
-        nothing = {s: np.zeros_like(f) for s, f in largest.items()}
-        empty = len(self._cases[0].shapes) == 1  # else a size at which an image inside has no pixel is none to judge by
+        empty = len(self._cases[0].sizes) == 1  # else a size at which an image inside has no pixel is none to judge by
         with np.errstate(all="ignore"):
             before = self._before.run(values, self._weights[0], beyond, empty=empty)
             sizes = self._before.run(largest, self._sizes[0], beyond, magnitude=True, empty=empty)
@@ -258,6 +253,7 @@ class _Proof:
             difference = before - after
             limit = BOUND * sizes
             if self._claim.rounded:  # what zero becomes may differ by the rounding of a border; what is linear may not
+                nothing = {s: np.zeros_like(f) for s, f in largest.items()}
                 shifts = self._before.run(nothing, self._sizes[0], beyond, magnitude=True, empty=empty)
                 slack = FRAME_ROUNDINGS * self._roundoff() * shifts
                 constant = difference[:, :1]
@@ -298,8 +294,8 @@ def _stacked(programs: Sequence[Program]) -> dict[str, Array]:
 
 
 def _reads(program: Program) -> list[str]:
-    """Return the constants of a program in the order in which it reads them."""
-    return [n for node, _ in program.nodes for n in node.input if n in program.constants]
+    """Return the constants of a program in the order in which it first reads them."""
+    return list(dict.fromkeys(n for node, _ in program.nodes for n in node.input if n in program.constants))
 
 
 def _absolute(weights: Mapping[str, Array]) -> dict[str, Array]:

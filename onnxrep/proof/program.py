@@ -75,12 +75,10 @@ class Program:
         for node, _ in self.nodes:
             inputs: list[object] = []
             for name in node.input:
+                inputs.append(numbers.setdefault(name, len(numbers)))
                 values = self.constants.get(name)
                 if values is not None:
-                    kind = "reals" if is_float(values) else values.tobytes()
-                    inputs.append((numbers.setdefault(name, len(numbers)), values.shape, kind))
-                else:
-                    inputs.append(numbers.setdefault(name, len(numbers)))
+                    inputs.append((values.shape, "reals" if is_float(values) else values.tobytes()))
             for name in node.output:
                 numbers.setdefault(name, len(numbers))
             attributes = tuple(sorted(a.SerializeToString(deterministic=True) for a in node.attribute))
@@ -264,9 +262,7 @@ def pair(
     whole.add(output, apart)
     sources = (*apart, *whole.more)
     before = Program(whole.nodes, sources, output, whole.constants, facts.opset)
-    edits = (*edit.reads, edit)
-    tensors = {name: values for e in edits for name, values in e.tensors}
-    tensors.update((name, values) for e in edits for name, values in e.exact.items())
+    tensors = {name: part.exact.get(name, values) for part in edit.whole for name, values in part.tensors}
     nodes = [*prefix.nodes, *(exported(n) for n in edit.written)]
     return before, Program(nodes, sources, output, {**prefix.constants, **tensors}, facts.opset)
 
@@ -312,24 +308,16 @@ class _Part:
             if self._representative(name) in known:
                 self._equal[name] = known[self._representative(name)]
                 continue
-            stack += self._inputs_of(name)
-            if self.more and self.more[-1] == name:
+            position = self._facts.scope.producer.get(name, -1)
+            if position <= self._earliest or not _is_known(self._facts, self._facts.scope.proto.node[position]):
+                self.more.append(name)
                 known[self._representative(name)] = name
-
-    def _inputs_of(self, name: str) -> list[str]:
-        """Add the node that makes a value, and return what it reads; a node that is not known makes a source."""
-        scope = self._facts.scope
-        position = scope.producer.get(name, -1)
-        if position <= self._earliest or not _is_known(self._facts, scope.proto.node[position]):
-            self.more.append(name)
-            return []
-        self._positions.add(position)
-        if len(self._positions) > _LARGEST:
-            raise CannotEvaluate("it is too long")
-        node = scope.proto.node[position]
-        if node.op_type == "Shape":
-            return []
-        return [i for i in node.input if i][: 1 if node.op_type == "CastLike" else None]
+                continue
+            self._positions.add(position)
+            if len(self._positions) > _LARGEST:
+                raise CannotEvaluate("it is too long")
+            node = _only_data(self._facts.scope.proto.node[position])
+            stack += [i for i in node.input if i and node.op_type != "Shape"]
 
 
 def _is_known(facts: Facts, node: onnx.NodeProto) -> bool:

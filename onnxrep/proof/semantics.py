@@ -197,8 +197,8 @@ def _padded(x: Array, begins: Sequence[int], ends: Sequence[int], value: float |
     return result
 
 
-def _taps(x: Array, w: _Window, *, lenient: bool = False) -> tuple[list[int], list[tuple[tuple[int, ...], Array]]]:
-    """Return the size of the result, and per tap what all windows see there; ``x`` is padded.
+def _taps(x: Array, w: _Window, *, lenient: bool = False) -> list[tuple[tuple[int, ...], Array]]:
+    """Return per tap what all windows see there; ``x`` is padded.
 
     ``lenient``: as in runtimes, the size is rounded towards zero: a window a little larger than the image sees zeros.
     """
@@ -214,7 +214,7 @@ def _taps(x: Array, w: _Window, *, lenient: bool = False) -> tuple[list[int], li
         first = [t * d for t, d in zip(tap, w.dilations, strict=True)]
         cut = [slice(f, f + (n - 1) * s + 1, s) for f, n, s in zip(first, sizes, w.strides, strict=True)]
         found.append((tap, _cut(x, *cut)))
-    return sizes, found
+    return found
 
 
 def _by_channel(x: Array, group: int) -> Array:
@@ -241,11 +241,7 @@ def _as_image(total: Array) -> Array:
 def _with_bias(call: Call, result: Array) -> Array:
     """Add the bias ``[N, 1, Co]`` of a convolution."""
     bias = call.optional(2)
-    return (
-        result
-        if bias is None
-        else result + bias[(slice(None), slice(None), None, slice(None)) + (None,) * (result.ndim - 4)]
-    )
+    return result if bias is None else result + _per_channel(bias, result.ndim)
 
 
 def _conv(call: Call) -> Array:
@@ -256,7 +252,7 @@ def _conv(call: Call) -> Array:
     if x.ndim != weight.ndim or x.shape[3] != width * group or outputs % group:
         raise CannotEvaluate("a convolution whose weight does not fit")
     w = _window(call, kernel, x.shape[4:])
-    _, taps = _taps(_by_channel(_padded(x, w.begins, w.ends), group), w, lenient=call.lenient)
+    taps = _taps(_by_channel(_padded(x, w.begins, w.ends), group), w, lenient=call.lenient)
     matrix = weight.reshape(n, group, outputs // group, width, *kernel)
     total: Array | None = None
     for tap, seen in taps:
@@ -292,7 +288,7 @@ def _average_pool(call: Call) -> Array:
     """Return the mean of what each window sees; of real pixels only unless ``count_include_pad`` is set."""
     x, kernel = call.stack(0), list(call.attributes.get("kernel_shape") or ())
     w = _window(call, kernel, x.shape[4:])
-    _, taps = _taps(_padded(x, w.begins, w.ends), w, lenient=call.lenient)
+    taps = _taps(_padded(x, w.begins, w.ends), w, lenient=call.lenient)
     if call.attributes.get("ceil_mode", 0):
         for n, b, e, k, s, d in zip(x.shape[4:], w.begins, w.ends, kernel, w.strides, w.dilations, strict=True):
             windows, more = divmod(n + b + e - d * (k - 1) - 1, s)
@@ -301,7 +297,7 @@ def _average_pool(call: Call) -> Array:
     total = np.sum([seen for _, seen in taps], axis=0)
     if call.attributes.get("count_include_pad", 0):
         return np.asarray(total / math.prod(kernel))
-    _, inside = _taps(_padded(np.ones(x.shape[4:]), w.begins, w.ends), w, lenient=call.lenient)
+    inside = _taps(_padded(np.ones(x.shape[4:]), w.begins, w.ends), w, lenient=call.lenient)
     return np.asarray(total / np.sum([seen for _, seen in inside], axis=0))
 
 
