@@ -12,7 +12,6 @@ from statistics import median
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import onnx
 
 from models import skeletons
@@ -105,7 +104,7 @@ def main() -> int:
             whole, inferences = seconds(model, Options())
             checked.append(whole)
             ran.append(inferences)
-        folded, all_, runs = (float(np.median(v)) for v in (plain, checked, ran))
+        folded, all_, runs = map(median, (plain, checked, ran))
         write(f"{name:36}{folded:7.2f}{all_:11.2f}{runs:12.2f}{all_ / (3 * folded + runs):10.2f}\n")
         sys.stdout.flush()
     return 0

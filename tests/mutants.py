@@ -77,7 +77,7 @@ def bias(tensors: Mapping[str, np.ndarray]) -> np.ndarray:
     return min(tensors.values(), key=lambda v: v.ndim)
 
 
-def _bias_dropped(tensors, _):
+def bias_dropped(tensors, _):
     bias(tensors)[:] = 0.0
 
 
@@ -130,7 +130,7 @@ def _strided(_, attributes):
 # -- changes of the block --------------------------------------------------------------------------------------------
 
 
-def _set(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+def set_values(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
     """Change an initializer."""
     tensor = next(t for t in model.graph.initializer if t.name == name)
     values = numpy_helper.to_array(tensor)
@@ -153,23 +153,23 @@ def _epsilon(value: float, count: int):
 
 
 def _no_root(model, output):
-    _set(model, norms(model, output)[0].input[4], np.square)
+    set_values(model, norms(model, output)[0].input[4], np.square)
 
 
 def _no_mean(model, output):
-    _set(model, norms(model, output)[0].input[3], np.zeros_like)
+    set_values(model, norms(model, output)[0].input[3], np.zeros_like)
 
 
 def _no_identity(model, output):
     node = norms(model, output)[2]
-    _set(model, node.input[1], np.zeros_like)
-    _set(model, node.input[2], np.zeros_like)
+    set_values(model, node.input[1], np.zeros_like)
+    set_values(model, node.input[2], np.zeros_like)
 
 
 def _tap_beside(model, output):
     """Put the 1x1 one column off, in a 3x3."""
     small = next(n for n in model.graph.node if n.output[0] == norms(model, output)[1].input[0])
-    _set(model, small.input[1], lambda w: np.pad(w, ((0, 0), (0, 0), (1, 1), (2, 0))))
+    set_values(model, small.input[1], lambda w: np.pad(w, ((0, 0), (0, 0), (1, 1), (2, 0))))
     for attribute in small.attribute:
         if attribute.name == "kernel_shape":
             attribute.ints[:] = [3, 3]
@@ -194,7 +194,7 @@ def _garbage(tensors, _):
 
 
 MUTANTS = (
-    Mutant("bias dropped, all channels", _bias_dropped),
+    Mutant("bias dropped, all channels", bias_dropped),
     Mutant("bias dropped, one channel", _bias_of_one_channel_dropped),
     Mutant("1x1 tap placed one column off", block=_tap_beside),
     Mutant("identity on the wrong channel", block=_identity_beside),
@@ -242,6 +242,11 @@ def wrong_edit(output: str, change: Callable[[Edit], Edit], *, proven: bool) -> 
         yield
 
 
+def wrong_weights(output: str, change: Callable[[dict[str, np.ndarray], Mapping], None], *, proven: bool = True):
+    """Let the weights or attributes of the fold that makes a value go wrong."""
+    return wrong_edit(output, lambda edit: mutated(edit, change), proven=proven)
+
+
 def change_of(mutant: Mutant, model: onnx.ModelProto, output: str) -> Callable[[Edit], Edit]:
     """Return what makes a right edit of a model's block the mutant's."""
     if mutant.weights is not None:
@@ -258,7 +263,7 @@ def change_of(mutant: Mutant, model: onnx.ModelProto, output: str) -> Callable[[
 def hidden_channel(model: onnx.ModelProto, output: str) -> None:
     """Hold channel 0 of a block at zero: its bias is far below zero."""
     for node in norms(model, output):
-        _set(model, node.input[2], lambda v: np.where(np.arange(len(v)) == 0, -1e4, v))
+        set_values(model, node.input[2], lambda v: np.where(np.arange(len(v)) == 0, -1e4, v))
 
 
 def folded_wrong(
@@ -297,12 +302,12 @@ def false_alarms() -> list[tuple]:
         generator = np.random.default_rng(seed)
         for node in model.graph.node:
             if node.op_type == "BatchNormalization":
-                _set(model, node.input[1], lambda v: 0.72 * v)
-                _set(model, node.input[2], lambda v: 0.72 * v)
+                set_values(model, node.input[1], lambda v: 0.72 * v)
+                set_values(model, node.input[2], lambda v: 0.72 * v)
             if node.op_type == "BatchNormalization" and hard:
                 spread = 10.0 ** generator.uniform(-6, 2, WIDTH)
-                _set(model, node.input[4], lambda _, spread=spread: spread)
-                _set(model, node.input[1], lambda v, spread=spread: v * np.sqrt(spread))
+                set_values(model, node.input[4], lambda _, spread=spread: spread)
+                set_values(model, node.input[1], lambda v, spread=spread: v * np.sqrt(spread))
         last = model.graph.output[0].name
         factor = numpy_helper.from_array(np.array(scale, dtype), "factor")
         model.graph.initializer.append(factor)

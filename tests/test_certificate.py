@@ -104,7 +104,7 @@ def test_one_weight_of_a_wide_block_is_seen(width):
         mutants.kernel(tensors)[width - 1, width // 2, 2, 0] *= 1.0 + 1e-5
 
     assert certified(model)[2] == []
-    with mutants.wrong_edit(output, lambda edit: mutants.mutated(edit, change), proven=True):
+    with mutants.wrong_weights(output, change):
         assert len(certified(model)[2]) == 1
 
 
@@ -181,7 +181,7 @@ def test_groups_of_a_transposed_convolution_are_not_interleaved():
         weight[:] = weight.reshape(2, 2, 3, 2, 2).swapaxes(0, 1).reshape(weight.shape).copy()
 
     assert certified(model)[2] == []
-    with mutants.wrong_edit(output, lambda edit: mutants.mutated(edit, change), proven=True):
+    with mutants.wrong_weights(output, change):
         assert len(certified(model)[2]) == 1
 
 
@@ -194,7 +194,7 @@ def test_ill_conditioned_norms_are_no_fault(seed):
     generator = np.random.default_rng(seed)
     for node in model.graph.node:
         if node.op_type == "BatchNormalization":
-            mutants._set(model, node.input[4], lambda v: 10.0 ** generator.uniform(-6, 2, v.shape))
+            mutants.set_values(model, node.input[4], lambda v: 10.0 ** generator.uniform(-6, 2, v.shape))
     _, folds, bad = certified(model)
     assert bad == []
     assert len(folds) >= 12
@@ -212,7 +212,7 @@ def test_only_the_folds_that_spoil_the_model_are_taken_back(poisoned):
 
     def edit(self, region):
         made = real(self, region)
-        return mutants.mutated(made, mutants._bias_dropped) if region.output in outputs else made
+        return mutants.mutated(made, mutants.bias_dropped) if region.output in outputs else made
 
     blind = mock.patch.object(folding, "certify", lambda claims: [mutants.Certificate() for _ in claims])
     with mock.patch.object(Emitter, "edit", edit), blind:
@@ -229,7 +229,7 @@ def test_only_the_folds_that_spoil_the_model_are_taken_back(poisoned):
 def test_a_model_whose_only_fold_is_wrong_is_rejected():
     net = Net(0)
     model = net.model(net.relu(net.conv_bn(net.input((1, 3, 8, 8)), 4, 3)))
-    with mutants.wrong_edit("BatchNormalization_7", lambda e: mutants.mutated(e, mutants._bias_dropped), proven=False):
+    with mutants.wrong_weights("BatchNormalization_7", mutants.bias_dropped, proven=False):
         result = optimize(model)
     assert result.status == "rejected"
     assert result.model == model
@@ -256,8 +256,17 @@ def test_blocks_that_share_a_weight_are_not_proven_with_blocks_that_do_not():
     def change(tensors, _):
         mutants.kernel(tensors)[:] = 2.0 * second
 
-    with mutants.wrong_edit(ends[1], lambda edit: mutants.mutated(edit, change), proven=True):
+    with mutants.wrong_weights(ends[1], change):
         assert len(certified(model)[2]) == 1
+
+
+def followed(edit, output, op, inputs=(), tensors=(), **attributes):
+    """Return an edit with one node more at its end."""
+    *nodes, last = edit.nodes
+    inner = gs.Variable("inner")
+    more = gs.Node(op, "", attributes, [inner, *map(gs.Variable, inputs)], [gs.Variable(output)])
+    last = gs.Node(last.op, last.name, last.attrs, list(last.inputs), [inner])
+    return replace(edit, nodes=[*nodes, last, more], heirs=[*edit.heirs, None], tensors=[*edit.tensors, *tensors])
 
 
 @pytest.mark.parametrize("shape", [("n", 4, "h", "w"), (1, 4, 20, 20), (2, 4, 8, 8), ("n", 4, 8, 8)])
@@ -266,15 +275,7 @@ def test_a_result_that_is_turned_is_seen_though_the_map_is_pointwise(shape, orde
     net = Net(1)
     model = net.model(net.relu(net.conv_bn(net.input(shape), 4, 1)))
     output = model.graph.node[-1].input[0]
-
-    def change(edit):
-        *nodes, last = edit.nodes
-        inner = gs.Variable("inner")
-        turned = gs.Node("Transpose", "", {"perm": order}, [inner], [gs.Variable(output)])
-        last = gs.Node(last.op, last.name, last.attrs, list(last.inputs), [inner])
-        return replace(edit, nodes=[*nodes, last, turned], heirs=[*edit.heirs, None])
-
-    with mutants.wrong_edit(output, change, proven=True):
+    with mutants.wrong_edit(output, lambda edit: followed(edit, output, "Transpose", perm=order), proven=True):
         assert len(certified(model)[2]) == 1
 
 
@@ -282,16 +283,8 @@ def test_a_batch_of_two_is_tried():
     net = Net(1)
     model = net.model(net.relu(net.conv_bn(net.input(("n", 4, 8, 8)), 4, 3)))
     output = model.graph.node[-1].input[0]
-
-    def change(edit):
-        *nodes, last = edit.nodes
-        inner = gs.Variable("inner")
-        one = gs.Node("Reshape", "", {}, [inner, gs.Variable("one")], [gs.Variable(output)])
-        last = gs.Node(last.op, last.name, last.attrs, list(last.inputs), [inner])
-        tensors = [*edit.tensors, ("one", np.array([1, 4, 8, 8]))]
-        return replace(edit, nodes=[*nodes, last, one], heirs=[*edit.heirs, None], tensors=tensors)
-
-    with mutants.wrong_edit(output, change, proven=True):
+    one = [("one", np.array([1, 4, 8, 8]))]
+    with mutants.wrong_edit(output, lambda edit: followed(edit, output, "Reshape", ["one"], one), proven=True):
         assert len(certified(model)[2]) == 1
 
 
@@ -305,7 +298,7 @@ def test_every_remainder_of_a_large_stride_is_tried():
     def change(_, attributes):
         attributes["pads"] = [0, 0, 9, 9]
 
-    with mutants.wrong_edit(output, lambda edit: mutants.mutated(edit, change), proven=True):
+    with mutants.wrong_weights(output, change):
         assert len(certified(model)[2]) == 1
 
 
@@ -323,7 +316,7 @@ def test_the_slack_of_a_border_is_none_for_weights(factor):
     def change(tensors, _):
         mutants.kernel(tensors)[3, 5, 1, 1] *= factor
 
-    with mutants.wrong_edit(output, lambda edit: mutants.mutated(edit, change), proven=True):
+    with mutants.wrong_weights(output, change):
         assert len(certified(model)[2]) == (factor != 1.0)
 
 
@@ -351,7 +344,7 @@ def test_names_with_control_characters_can_be_taken_back():
             for index, name in enumerate(names):
                 names[index] = "bad\u200bname" if name == output else name
     change = mock.patch.object(folding, "certify", lambda claims: [mutants.Certificate() for _ in claims])
-    wrong = mutants.wrong_edit("bad\u200bname", lambda e: mutants.mutated(e, mutants._bias_dropped), proven=True)
+    wrong = mutants.wrong_weights("bad\u200bname", mutants.bias_dropped)
     with wrong, change:
         result = optimize(model, options=Options(input_shapes={"x": (1, 3, 8, 8)}))
     assert result.status == "folded"

@@ -101,6 +101,10 @@ class Lifted:
     averages: bool = False
     within: tuple[int, ...] = ()
 
+    def lets_pass(self, chain: Sequence[object]) -> bool:
+        """Whether what is pointwise passes the node; an average only in front of the movements in ``chain``."""
+        return self.moves or (self.averages and bool(chain))
+
 
 @dataclass(frozen=True)
 class Facts:

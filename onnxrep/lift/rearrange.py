@@ -8,7 +8,7 @@ comes from the image from what is constant. If that is a map, and the same one a
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -213,14 +213,15 @@ class Rearranger:
         if reach is None or reach > _LARGEST_REACH:
             return None
         samples = [s for known in _environments(before) for s in [self._run(chain, before, known)] if s is not None]
-        far = [self._run(chain, before, known) for known in _far(before, reach)]
+        far = [self._run(chain, before, known) for known in _far(before, reach, dict.fromkeys(dynamic, range(1)))]
         samples += [s for s in far if s is not None]
         if (len(samples) < 2 and dynamic) or not samples or None in far:
             return None
         found = fitted(samples)
         if found is not None and dynamic:  # between two results of a stride lie sizes that are not told apart yet
-            residues = _residues(before, reach, found[0].stride)
-            samples += [s for known in residues for s in [self._run(chain, before, known)] if s is not None]
+            remainders = {axis: range(1, step) for axis, step in enumerate(found[0].stride, 2)}
+            between = _far(before, reach, remainders)
+            samples += [s for known in between for s in [self._run(chain, before, known)] if s is not None]
             found = fitted(samples)
         if found is None:
             return None
@@ -384,21 +385,16 @@ def _environments(shape: Shape) -> Iterator[Known]:
             yield _known(shape, {0: batch, **{a: _LENGTHS[(index + k) % len(_LENGTHS)] for k, a in enumerate(open_)}})
 
 
-def _far(shape: Shape, reach: int) -> Iterator[Known]:
-    """Yield sizes of which one at a time is larger than twice the reach of a chain."""
+def _far(shape: Shape, reach: int, more: Mapping[int, range]) -> Iterator[Known]:
+    """Yield sizes of which one at a time is larger than twice the reach of a chain.
+
+    ``more``: per axis by how much larger still.
+    """
     far = _ROUND * (2 * reach // _ROUND + 1)
     open_ = [a for a in range(len(shape)) if a != 1 and isinstance(shape[a], Size)]
     for axis in open_:
-        yield _known(shape, {a: far if a == axis else _ROUND if a else 1 for a in open_})
-
-
-def _residues(shape: Shape, reach: int, stride: Sequence[int]) -> Iterator[Known]:
-    """Yield sizes of which one at a time leaves each remainder that division by the stride can, beyond the reach."""
-    far = _ROUND * (2 * reach // _ROUND + 1)
-    open_ = [a for a in range(len(shape)) if a != 1 and isinstance(shape[a], Size)]
-    for axis in (a for a in open_ if a):
-        for more in range(1, stride[axis - 2]):
-            yield _known(shape, {a: far + more if a == axis else _ROUND if a else 1 for a in open_})
+        for extra in more.get(axis, ()):
+            yield _known(shape, {a: far + extra if a == axis else _ROUND if a else 1 for a in open_})
 
 
 def _known(shape: Shape, wanted: Mapping[int, int]) -> Known:

@@ -242,7 +242,7 @@ class Expander:
         """Return how the output depends on one input."""
         position = self._views.position(view[0])
         geometry = entry.geometry
-        if lifted.moves or (lifted.averages and entry.chain):
+        if lifted.lets_pass(entry.chain):
             if geometry is not None and not geometry.is_pointwise:
                 raise Inexact("a map that reads neighbours does not pass a reshape or transpose")
             geometry = geometry or branch.geometry

@@ -215,7 +215,7 @@ class Evaluator:
                     pool.add(through, form.bias, form.bias if form.sizes is None else form.sizes)
             for index, branch in enumerate(lifted.branches):
                 below = branch.view(view[1])
-                if lifted.moves or (lifted.averages and top.chain):
+                if lifted.lets_pass(top.chain):
                     entry = _Leaf(top.map, top.links, (*top.chain, view))
                     if top.map is None:
                         entry.map = form.maps[0]
