@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,21 +22,42 @@ _ANCHORS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 
 @dataclass
+class _Tensors:
+    """New initializers, and what was calculated for those that hold reals."""
+
+    stored: list[tuple[str, Any]] = field(default_factory=list)
+    exact: dict[str, Array] = field(default_factory=dict)
+
+    def add(self, name: str, values: Array, data_type: int) -> str:
+        """Add reals, rounded to a type, and return the name.
+
+        Raises:
+            OverflowError: a value is not finite in the type.
+        """
+        self.stored.append((name, stored(values, data_type)))
+        self.exact[name] = values
+        return name
+
+    def add_integers(self, name: str, values: Sequence[int]) -> str:
+        """Add a vector of integers and return the name."""
+        self.stored.append((name, np.array(values, np.int64)))
+        return name
+
+
+@dataclass
 class _Moved:
     """A value after some movements, made once for all regions that read it."""
 
     name: str
     nodes: list[gs.Node]
-    tensors: list[tuple[str, Any]]
-    exact: dict[str, Array]
+    tensors: _Tensors
     at: int
 
     @property
     def edit(self) -> Edit:
         """The edit that makes the value."""
-        return Edit(
-            frozenset(), self.at, self.nodes, self.tensors, [None] * len(self.nodes), keep=True, exact=self.exact
-        )
+        heirs, tensors = [None] * len(self.nodes), self.tensors
+        return Edit(frozenset(), self.at, self.nodes, tensors.stored, heirs, keep=True, exact=tensors.exact)
 
 
 class Emitter:
@@ -75,40 +96,31 @@ class Emitter:
 
     def _move(self, origin: Origin, data_type: int) -> _Moved:
         """Make the nodes that move a value."""
-        name, nodes, tensors = origin.value, [], []
-        exact: dict[str, Array] = {}
+        name, nodes, tensors = origin.value, [], _Tensors()
         for step in origin.steps:
             output = self.scope.model.fresh(f"{origin.value}_{'shifted' if step.shift else 'moved'}")
-            op, inputs, attributes, more = self.moved(name, step, data_type, exact)
+            op, inputs, attributes = self.moved(name, step, data_type, tensors)
             nodes.append(gs.Node(op, "", attributes, [gs.Variable(i) for i in inputs], [gs.Variable(output)]))
-            tensors += more
             name = output
-        return _Moved(name, nodes, tensors, exact, origin.after)
+        return _Moved(name, nodes, tensors, origin.after)
 
-    def moved(
-        self, value: str, step: Step, data_type: int, exact: dict[str, Array]
-    ) -> tuple[str, list[str], dict[str, Any], list[tuple[str, Any]]]:
-        """Return op type, inputs, attributes and new initializers of the node that makes one step.
-
-        ``exact`` gets what was calculated for them.
+    def moved(self, value: str, step: Step, data_type: int, tensors: _Tensors) -> tuple[str, list[str], dict[str, Any]]:
+        """Return op type, inputs and attributes of the node that makes one step; add its initializers to ``tensors``.
 
         Raises:
             OverflowError: a shift is not finite in the type.
         """
         if step.order:
-            return "Transpose", [value], {"perm": list(step.order)}, []
+            return "Transpose", [value], {"perm": list(step.order)}
         if step.pool:
-            return "AveragePool", [value], dict(step.pool), []
+            return "AveragePool", [value], dict(step.pool)
         if step.shift:
             axes = len(self.facts.shapes.of(value) or ()) - 2
             shift = np.array(step.shift)
             op, vector = ("Sub", -shift) if np.all(shift < 0) else ("Add", shift)
-            name = self.scope.model.fresh(f"{value}_shift")
             column = vector.reshape(-1, *(1,) * axes) if len(vector) > 1 else vector.reshape(())
-            exact[name] = column
-            return op, [value, name], {}, [(name, stored(column, data_type))]
-        name = self.scope.model.fresh(f"{value}_shape")
-        return "Reshape", [value, name], {}, [(name, np.array(step.shape, np.int64))]
+            return op, [value, tensors.add(self.scope.model.fresh(f"{value}_shift"), column, data_type)], {}
+        return "Reshape", [value, tensors.add_integers(self.scope.model.fresh(f"{value}_shape"), step.shape)], {}
 
 
 class _Writer:
@@ -119,8 +131,7 @@ class _Writer:
         self._region, self._kind = region, region.outlet.layout.kind
         self._nodes: list[gs.Node] = []
         self._heirs: list[int | None] = []
-        self._tensors: list[tuple[str, Any]] = []
-        self._exact: dict[str, Array] = {}
+        self._tensors = _Tensors()
         self.moved: list[tuple[str, tuple[Step, ...]]] = []
         self._anchors = {p for p in region.covered if self._weight_name(p)}
         self._free = self._anchors & set(region.removed)
@@ -144,14 +155,14 @@ class _Writer:
             parts = [self._segment(span, summands, "") for span, summands in region.segments]
             self._node("Concat", self._root_name(), parts, output, axis=axis)
         for index, step in enumerate(steps):
-            op, inputs, attributes, tensors = self._emitter.moved(output, step, self._type, self._exact)
-            self._tensors += tensors
+            op, inputs, attributes = self._emitter.moved(output, step, self._type, self._tensors)
             last = index == len(steps) - 1
             self._named = not last
             output = region.output if last else self._value()
             self._node(op, self._root_name(), inputs, output, **attributes)
         removed = frozenset(region.removed)
-        return Edit(removed, region.root, self._nodes, self._tensors, self._heirs, exact=self._exact)
+        tensors = self._tensors
+        return Edit(removed, region.root, self._nodes, tensors.stored, self._heirs, exact=tensors.exact)
 
     def _segment(self, span: Span, summands: Sequence[Summand], output: str) -> str:
         """Write the sum that makes some rows of the output; return its value, named ``output`` if that is given."""
@@ -260,7 +271,7 @@ class _Writer:
         shape = self._facts.shapes.of(self._region.output) or ()
         final = [d if isinstance(d, int) else -1 for d in shape]
         into, back = self._scope.model.fresh(f"{source}_shape"), self._scope.model.fresh(f"{source}_shape")
-        self._tensors.append((into, np.array([-1, g.inputs, 1, 1], np.int64)))
+        self._tensors.add_integers(into, [-1, g.inputs, 1, 1])
         flat = self._node("Reshape", "", [source, into], self._value())
         weight = summand.map.weight.reshape(*summand.map.weight.shape[:2], 1, 1)
         vector = np.zeros(g.outputs) if bias is None else bias
@@ -272,7 +283,7 @@ class _Writer:
             "pads": [0] * 4,
         }
         product = self._anchor("Conv", summand, [flat], [weight, vector], "", **attributes)
-        self._tensors.append((back, np.array(final, np.int64)))
+        self._tensors.add_integers(back, final)
         return self._node("Reshape", self._root_name(), [product, back], output or self._value())
 
     def _anchor(
@@ -333,10 +344,7 @@ class _Writer:
 
     def _tensor(self, name: str, values: Array) -> str:
         """Add an initializer in the model's type under a fresh name and return that."""
-        name = self._scope.model.fresh(name)
-        self._tensors.append((name, stored(values, self._type)))
-        self._exact[name] = values
-        return name
+        return self._tensors.add(self._scope.model.fresh(name), values, self._type)
 
     def _node(self, op: str, name: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         """Add a node and return its output."""
