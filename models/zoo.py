@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models import skeletons
-from models.half import half
+from models.half import half, tamed
 from onnxrep import Options, optimize
 
 DEPLOY = {"yolov9t_dyn": "yolov9t_dyn/deploy_dynamic"}
@@ -116,7 +116,7 @@ def _adds_zero(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
 
 def fold_one(name: str, verify: bool = True, *, narrow: bool = False) -> Row:
     """Fold one export, in float16 if ``narrow``, and compare it with its deploy form."""
-    model = half(skeletons.fill(name)) if narrow else skeletons.fill(name)
+    model = half(tamed(skeletons.fill(name))) if narrow else skeletons.fill(name)
     deploy, more = deploy_form(name)
     goal = None
     if deploy:
@@ -159,6 +159,8 @@ def main() -> int:
         for name in names:
             status.update(f"folding {name}")
             row = fold_one(name, not arguments.no_verify, narrow=arguments.half)
+            if not console.is_terminal:
+                sys.stderr.write(f"{row.name}: {row.status} {row.verdict} {row.seconds:.1f} s\n")
             fine = row.reached and row.verdict in ("verified", "-")
             bad += not fine
             mark = "[green]ok[/green]" if fine else "[red]no[/red]"

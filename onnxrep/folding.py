@@ -121,6 +121,8 @@ class _Folding:
     def __init__(self, proto: onnx.ModelProto, folder: Path | None, clock: Clock, skipped: Collection[Place]) -> None:
         self._proto, self._folder, self._clock = proto, folder, clock
         self._skipped = set(skipped)
+        self._doubts: set[Place] = set()
+        self._changed = False
         self._names: set[tuple[str, str]] = set()
         self._folds: list[records.Fold] = []
         self._refusals: list[records.Refusal] = []
@@ -128,9 +130,17 @@ class _Folding:
     def run(self) -> tuple[list[records.Fold], list[records.Refusal]]:
         """Fold until nothing more is found."""
         for count in range(1, _MOST_ROUNDS + 1):
-            if not self._round(count):
+            if not self._round(count) and not self._forget_doubts():
                 break
         return self._folds, self._refusals
+
+    def _forget_doubts(self) -> bool:
+        """Allow again what could not be proven if the graph has changed since; return whether that is so."""
+        again = bool(self._doubts) and self._changed
+        self._skipped -= self._doubts
+        self._doubts.clear()
+        self._changed = False
+        return again
 
     def _round(self, count: int) -> bool:
         """Fold once; return whether another round may find more."""
@@ -147,15 +157,17 @@ class _Folding:
         good = []
         for proposal, certificate in zip(proposals, certificates, strict=True):
             if certificate.fault:
-                self._skipped.add(proposal.place)
+                self._doubts.add(proposal.place)
                 self._note([proposal.refusal("certificate", certificate.fault)])
             else:
                 good.append(proposal)
                 self._folds.append(proposal.fold(count, certificate))
+        self._skipped |= self._doubts
         if good:
             with self._clock.stage("commit"):
                 commit(model, list(_edits(good)))
                 _check_whole(self._proto)
+            self._changed = True
         return bool(proposals)
 
     def _planned(self, facts: Facts) -> list[_Proposal]:

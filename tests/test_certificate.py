@@ -201,6 +201,23 @@ def test_ill_conditioned_norms_are_no_fault(seed):
     assert max(f.certificate.error for f in folds) < 1e-14
 
 
+def test_what_could_not_be_proven_is_tried_again_when_the_graph_has_changed():
+    model = mutants.network(3)
+    whole, folds, _ = certified(model)
+    calls = []
+
+    def certify(claims):
+        calls.append(len(claims))
+        found = [mutants.Certificate() for _ in claims]
+        return [replace(found[0], fault="a doubt"), *found[1:]] if len(calls) == 1 else found
+
+    with mock.patch.object(folding, "certify", certify):
+        again, _, doubted = certified(model)
+    assert calls == [len(folds), 0, 1, 0]
+    assert [(n.op_type, n.output) for n in again.graph.node] == [(n.op_type, n.output) for n in whole.graph.node]
+    assert doubted == []
+
+
 # -- rolling back ----------------------------------------------------------------------------------------------------
 
 

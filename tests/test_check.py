@@ -354,6 +354,15 @@ def test_luck_of_the_original_on_few_values_is_made_up_by_its_usual_error():
     assert judged(reference, reference + 9e-5, reference, others).status == "different"
 
 
+def test_new_weights_may_be_rounded_once_if_the_original_feels_that():
+    reference = np.ones(100)
+    found = judge.compare("y", "s", [reference + 1e-6], [reference + 1e-3], reference)
+    assert judge.settle([found], 2.0**-24)[0].status == "different"
+    for moved, status in ((5e-4, "same"), (2e-4, "different"), (np.inf, "different"), (0.06, "skipped")):
+        swayed = judge.swayed(found, reference + moved, reference)
+        assert judge.settle([swayed], 2.0**-24)[0].status == status
+
+
 def test_an_original_that_is_off_itself_decides_nothing():
     reference = np.ones(100)
     noise = np.random.default_rng(0).standard_normal(100)

@@ -32,6 +32,12 @@ def test_verified(name):
     assert row.status == "folded"
 
 
+@pytest.mark.parametrize("name", ["repghostnet_050/train_dynamic", "mobileone_s0/train_dynamo"])
+def test_verified_in_half_precision(name):
+    row = zoo.fold_one(name, narrow=True)
+    assert (row.status, row.verdict) == ("folded", "verified")
+
+
 @pytest.mark.parametrize("name", [f"{c}/{v}" for c in skeletons.CONTROLS for v in zoo.variants(c)])
 def test_controls_keep_their_convolutions(name):
     row = zoo.fold_one(name, verify=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnxrep import files
 from onnxrep.graph import DEFAULT_DOMAINS
 from onnxrep.proof import judge
+from onnxrep.proof.choices import discrete_choices
 from onnxrep.proof.emulation import in_bfloat16, number_types
 from onnxrep.proof.errors import CannotRun, NeedsSizes, NoInput, NoTwin
 from onnxrep.proof.inputs import CONSTANT_SETS, InputSet, Wishes, describe, index_limits, input_sets, seed_of
@@ -25,12 +26,6 @@ from onnxrep.proof.sessions import LARGEST_MESSAGE, Level, Runtime, Session
 from onnxrep.proof.twin import FLOATS, MARK, RANDOM, Twin, operators
 
 LEVELS: tuple[Level, ...] = ("off", "all")
-
-DISCRETE = frozenset(
-    "ArgMax ArgMin TopK NonMaxSuppression Greater GreaterOrEqual Less LessOrEqual Equal Floor Ceil Round Sign Hardmax"
-    " NonZero Unique QuantizeLinear DynamicQuantizeLinear Cast".split()
-)
-"""Ops at which an error within rounding may become a jump."""
 
 _MOST_ISLANDS = 24
 _SMALL_INPUT = 1 << 22
@@ -146,6 +141,7 @@ class _Check:
         self._jumped: set[str] = set()
         self._islands: set[str] = set()
         self._twins: dict[Any, Session] = {}
+        self._judging: Session | None = None
         self._notes: list[str] = []
         self._afforded = False
         self._levels: tuple[Level, ...] = LEVELS
@@ -173,19 +169,25 @@ class _Check:
         except CannotRun as error:
             return self._say("rejected", f"ONNX Runtime does not load the new model: {error}")
         try:
-            limits = index_limits(self._before.model)
-            for inputs in input_sets(old[0], self._wishes, self._seed, limits, self._affordable):
+            self._judging = old[0]
+            for inputs in self._input_sets():
                 stop = self._run(inputs, old * self._repeats, new * self._repeats)
                 if stop is not None:
                     return stop
             self._note_device(after)
+            return self._decide()
         except NoInput as error:
             return self._say("unverified", f"no legal input: {error}")
         except NoTwin as error:
             return self._say("unverified", f"no float64 twin: {error}")
         except MemoryError:
             return self._say("unverified", "not enough memory for the float64 twin")
-        return self._decide()
+
+    def _input_sets(self) -> Iterator[InputSet]:
+        """Yield the sets on which both models run, the same ones each time."""
+        assert self._judging is not None
+        limits = index_limits(self._before.model)
+        return input_sets(self._judging, self._wishes, self._seed, limits, self._affordable)
 
     @property
     def _extra(self) -> list[str]:
@@ -306,28 +308,32 @@ class _Check:
 
     def _reference(self, inputs: InputSet) -> dict[str, Any]:
         """Return the outputs of the float64 twin."""
-        feeds = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in inputs.feeds.items()}
-        return self._twin({k: v.shape for k, v in inputs.feeds.items()}).run(feeds)
+        return self._run_twin(inputs, moved=False)
 
-    def _twin(self, shapes: Mapping[str, tuple[int, ...]]) -> Session:
+    def _run_twin(self, inputs: InputSet, *, moved: bool) -> dict[str, Any]:
+        """Return the outputs of the float64 twin, its weights as they are or moved by up to one rounding."""
+        feeds = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in inputs.feeds.items()}
+        return self._twin({k: v.shape for k, v in inputs.feeds.items()}, moved).run(feeds)
+
+    def _twin(self, shapes: Mapping[str, tuple[int, ...]], moved: bool) -> Session:
         """Return a session of the twin: one for all sizes, or where that cannot be one per size."""
         key = tuple(shapes.items())
         for known in (None, key):
-            if known in self._twins:
-                return self._twins[known]
+            if (known, moved) in self._twins:
+                return self._twins[known, moved]
         try:
-            self._twins[None] = self._build_twin(None)
-            return self._twins[None]
+            self._twins[None, moved] = self._build_twin(None, moved)
+            return self._twins[None, moved]
         except NeedsSizes:
-            self._twins[key] = self._build_twin(shapes)
-            return self._twins[key]
+            self._twins[key, moved] = self._build_twin(shapes, moved)
+            return self._twins[key, moved]
 
-    def _build_twin(self, shapes: Mapping[str, tuple[int, ...]] | None) -> Session:
+    def _build_twin(self, shapes: Mapping[str, tuple[int, ...]] | None, moved: bool) -> Session:
         """Build the twin of the original, with the watched values as outputs."""
         source = onnx.ModelProto()
         source.ParseFromString(_with_outputs(self._before, self._extra))
         runtime = Runtime("cpu", self._runtime.threads)
-        session, islands = session_of_twin(source, self._before.folder, runtime, shapes)
+        session, islands = session_of_twin(source, self._before.folder, runtime, shapes, moved)
         self._islands |= set(islands)
         return session
 
@@ -337,14 +343,35 @@ class _Check:
             return replace(f, status="undecided")
         return f
 
-    def _decide(self) -> Verdict:
-        """Turn figures into a verdict."""
+    def _settle(self, measured: Sequence[OutputFigures]) -> list[OutputFigures]:
+        """Judge what was measured; return what differs."""
         by_output: dict[str, list[OutputFigures]] = {}
-        for f in self._figures:
+        for f in measured:
             by_output.setdefault(f.output, []).append(f)
         settled = [f for mine in by_output.values() for f in settle(mine, self._roundoff)]
         self._figures = [self._undecided(f) for f in settled]
-        wrong = [f for f in self._figures if f.status == "different"]
+        return [f for f in self._figures if f.status == "different"]
+
+    def _swayed(self, measured: Sequence[OutputFigures], doubtful: Set[str]) -> list[OutputFigures]:
+        """Return figures with what one rounding of every weight does to the original, on some input sets."""
+        found = {(f.output, f.inputs): f for f in measured}
+        for inputs in self._input_sets():
+            if inputs.name in doubtful:
+                reference, moved = self._reference(inputs), self._run_twin(inputs, moved=True)
+                for (output, name), f in found.items():
+                    if name == inputs.name and f.rms and f.status == "same":
+                        found[output, name] = judge.swayed(f, moved[output], reference[output])
+        worst = max((f.sway / f.rms for f in found.values() if f.rms), default=0.0)
+        self._notes.append(f"one rounding of every weight moves the original by up to {worst:.1g} of an output")
+        return list(found.values())
+
+    def _decide(self) -> Verdict:
+        """Turn figures into a verdict."""
+        measured = self._figures
+        wrong = self._settle(measured)
+        doubtful = {f.inputs for f in wrong if f.rms}
+        if doubtful:
+            wrong = self._settle(self._swayed(measured, doubtful))
         if wrong:
             f = wrong[0]
             errors = f" (error {f.error_after:.3g}, the original's {f.error_before:.3g})" if f.rms else ""
@@ -394,7 +421,11 @@ def _with_outputs(side: Side, names: Iterable[str]) -> bytes:
 
 
 def session_of_twin(
-    model: onnx.ModelProto, folder: Path | None, runtime: Runtime, shapes: Mapping[str, tuple[int, ...]] | None
+    model: onnx.ModelProto,
+    folder: Path | None,
+    runtime: Runtime,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    moved: bool = False,
 ) -> tuple[Session, list[str]]:
     """Return a session of a model's float64 twin, and its islands: ops for which there is no double kernel.
 
@@ -403,7 +434,7 @@ def session_of_twin(
     """
     forced: frozenset[str] = frozenset()
     for _ in range(_MOST_ISLANDS):
-        twin = Twin(model, folder, forced, shapes)
+        twin = Twin(model, folder, forced, shapes, moved)
         if sum(len(t.raw_data) for t in files.tensors(twin.model)) > LARGEST_MESSAGE:
             raise NoTwin("it would be larger than 2 GiB")
         try:
@@ -423,53 +454,3 @@ def roundoff_of(before: onnx.ModelProto, after: onnx.ModelProto) -> float:
     kinds: set[int] = {t.data_type for t in files.tensors(after) if t.data_type in FLOATS and t.name not in known}
     kinds |= {v.type.tensor_type.elem_type for v in after.graph.output if v.type.tensor_type.elem_type in FLOATS}
     return max((judge.ROUNDOFF[k] for k in kinds), default=judge.ROUNDOFF[onnx.TensorProto.FLOAT])
-
-
-@dataclass(frozen=True)
-class Choices:
-    """The discrete ops of a model: where an error within rounding may become a jump.
-
-    Attributes:
-        behind: outputs that depend on such an op.
-        causes: float values that feed such ops, present in both models.
-        results: what such ops make, present in both models.
-        complete: whether every value that feeds such an op can be watched.
-
-    """
-
-    behind: frozenset[str] = frozenset()
-    causes: tuple[str, ...] = ()
-    results: tuple[str, ...] = ()
-    complete: bool = True
-
-
-def discrete_choices(before: onnx.ModelProto, after: onnx.ModelProto) -> Choices:
-    """Find the discrete ops that outputs depend on. What depends on sizes alone is no choice."""
-    outputs = {v.name for v in before.graph.output}
-    inputs = {v.name for v in before.graph.input}
-    common = {o for n in before.graph.node for o in n.output} & {o for n in after.graph.node for o in n.output}
-    fixed = {t.name for t in before.graph.initializer}
-    tainted: set[str] = set()
-    causes: list[str] = []
-    results: list[str] = []
-    complete = True
-    for node in before.graph.node:
-        read = [i for i in node.input if i]
-        standard = node.domain in DEFAULT_DOMAINS
-        if all(i in fixed for i in read) or (standard and node.op_type in ("Shape", "Size")):
-            fixed.update(node.output)
-            continue
-        discrete = standard and node.op_type in DISCRETE
-        if discrete and node.op_type == "Cast":
-            discrete = next((a.i for a in node.attribute if a.name == "to"), 0) not in FLOATS
-        if discrete:
-            watched = [i for i in read if i not in fixed and i not in tainted]
-            complete &= all(i in common or i in inputs for i in watched)
-            causes += [i for i in watched if i in common]
-            results += [o for o in node.output if o in common]
-        if discrete or any(i in tainted for i in read):
-            tainted.update(node.output)
-    behind = frozenset(outputs & tainted)
-    if not behind:
-        return Choices()
-    return Choices(behind, tuple(dict.fromkeys(causes)), tuple(dict.fromkeys(results)), complete)

@@ -2,6 +2,9 @@
 
 Original and folded model are both approximations; comparing them with each other cannot tell which one is off. So both
 are compared with a reference (the float64 twin), and the folded one may be a little worse than the original, not more.
+An original whose stored weights are taken as exact may run with hardly any error (float16 weights in float32
+arithmetic). New weights are rounded once, as those were when they were stored; how far one rounding of every weight
+moves the original, its *sway*, is then what the new model may be worse by.
 """
 
 from __future__ import annotations
@@ -68,6 +71,8 @@ class OutputFigures:
         max_difference: largest absolute difference between the two models themselves.
         ratio: error of the new model over that of the original (rms); infinity if only the new one errs.
         limit: the ratio at which it would be judged different.
+        sway, max_sway: rms and largest change of the reference when each weight moves by at most one rounding of its
+            type; 0 where that was not needed.
         detail: for a difference: where, and the values there.
 
     """
@@ -84,6 +89,8 @@ class OutputFigures:
     max_difference: float = 0.0
     ratio: float = 1.0
     limit: float = RMS_FACTOR
+    sway: float = 0.0
+    max_sway: float = 0.0
     detail: str = ""
 
 
@@ -185,16 +192,26 @@ def settle(figures: Sequence[OutputFigures], roundoff: float) -> list[OutputFigu
 
 def _judged(f: OutputFigures, usual_rms: float, usual_max: float, roundoff: float) -> OutputFigures:
     """Apply the ratio test to one input set."""
-    old_rms, old_max = max(f.error_before, usual_rms * f.rms), max(f.max_error_before, usual_max * f.largest)
+    old_rms = max(f.error_before, usual_rms * f.rms, f.sway)
+    old_max = max(f.max_error_before, usual_max * f.largest, f.max_sway)
     rms_limit = RMS_FACTOR * old_rms + RMS_FLOOR * roundoff * f.rms
     max_limit = MAX_FACTOR * old_max + MAX_FLOOR * roundoff * f.largest
     good = f.error_after <= rms_limit and f.max_error_after <= max_limit
-    if good and f.error_before > ILL_CONDITIONED * f.rms:
-        detail = f"ill-conditioned: the original itself is off by {f.error_before / f.rms:.0%}"
+    own = max(f.error_before, f.sway)
+    if good and own > ILL_CONDITIONED * f.rms:
+        detail = f"ill-conditioned: the original itself is off by {own / f.rms:.0%}"
         return replace(f, status="skipped", detail=detail)
     ratio = f.error_after / old_rms if old_rms else (1.0 if not f.error_after else math.inf)
     limit = rms_limit / old_rms if old_rms else math.inf
     return replace(f, status="same" if good else "different", ratio=ratio, limit=limit, detail="" if good else f.detail)
+
+
+def swayed(figures: OutputFigures, moved: Any, reference: Any) -> OutputFigures:
+    """Return figures with the sway: ``moved`` is the output in float64 after each weight moved, finite or not."""
+    change = np.asarray(moved, np.float64) - np.asarray(reference, np.float64)
+    if not np.isfinite(change).all():
+        return figures
+    return replace(figures, sway=_rms(change), max_sway=_largest(change))
 
 
 def relative_error(values: Any, reference: Any) -> float:

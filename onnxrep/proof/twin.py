@@ -6,6 +6,7 @@ in double. What can neither run nor be lowered becomes a float32 *island* betwee
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,16 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from onnxrep import files
 from onnxrep.graph import DEFAULT_DOMAINS, Model
 from onnxrep.proof.errors import NoTwin
+from onnxrep.proof.judge import ROUNDOFF
 from onnxrep.proof.lowering import LOWERINGS
 from onnxrep.shapes import infer
 
 FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE))
 RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
 """Ops whose result is not a function of their inputs."""
+
+WEIGHTED = frozenset(("Conv", "ConvTranspose", "MatMul", "Gemm", "BatchNormalization"))
+"""Ops whose inputs but the first are weights, where they are initializers."""
 
 _ISLANDS = frozenset(
     "Resize Upsample GridSample NonZero OneHot QuantizeLinear DequantizeLinear DynamicQuantizeLinear LSTM GRU RNN"
@@ -54,6 +59,7 @@ class Twin:
         folder: Path | None,
         islands: frozenset[str] = frozenset(),
         shapes: Mapping[str, tuple[int, ...]] | None = None,
+        moved: bool = False,
     ) -> None:
         """Build the twin.
 
@@ -62,6 +68,7 @@ class Twin:
             folder: where its external data lies.
             islands: op types to leave in float32 besides those known to have no double kernel.
             shapes: fixed input shapes, where a lowering needs to know sizes.
+            moved: move each weight at random by at most one rounding of its own type.
 
         Raises:
             NoTwin: a type or op in it cannot be expressed.
@@ -71,6 +78,8 @@ class Twin:
         self._folder = folder
         self.forced = islands
         self.found: set[str] = set()
+        self._moved = moved
+        self._weights = {n for node in _nodes(source) if node.op_type in WEIGHTED for n in node.input[1:]}
         self.opset = max((o.version for o in source.opset_import if o.domain in DEFAULT_DOMAINS), default=0)
         view = Model(source, folder, ())
         self._names = view.names
@@ -150,7 +159,11 @@ class Twin:
         """Return an initializer that holds floats, in double; None for any other value."""
         tensor = self._sources.get(name)
         if name not in self._arrays and tensor is not None and tensor.data_type in FLOATS:
-            self._arrays[name] = np.asarray(files.array(tensor, self._folder), np.float64)
+            values = np.asarray(files.array(tensor, self._folder), np.float64)
+            if self._moved and name in self._weights:
+                rng = np.random.default_rng(zlib.crc32(name.encode()))
+                values = values * (1.0 + ROUNDOFF[tensor.data_type] * rng.uniform(-1.0, 1.0, values.shape))
+            self._arrays[name] = values
         return self._arrays.get(name)
 
     def tensor(self, tensor: onnx.TensorProto) -> onnx.TensorProto:

@@ -99,6 +99,8 @@ class OutputCheck:
     max_difference: float
     ratio: float
     limit: float
+    sway: float
+    max_sway: float
     detail: str
 
 
