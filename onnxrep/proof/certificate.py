@@ -34,7 +34,7 @@ BOUND = 1e-12
 """Difference allowed by float64 rounding, relative to the magnitude of all terms."""
 
 _EXHAUSTIVE_IMAGES, _EXHAUSTIVE_WORK = 2000, 1e8
-_VECTORS, _VECTOR_WORK = 2, 4e8
+_VECTORS, _VECTOR_WORK = 2, 2e8
 _MANY = 8
 """Equal folds from which on each gets a smaller share of that work."""
 _LARGEST = 2e11
@@ -219,7 +219,10 @@ class _Proof:
         if work > _LARGEST or elements > _MOST_ELEMENTS:
             raise CannotEvaluate(f"it is too large at {list(shapes)}")
         generator = np.random.default_rng(elements)
-        dense = [np.concatenate([np.zeros((1, *s)), _signed(generator, (1, *s))]) for s in shapes]
+        signed = [_signed(generator, (1, *s)) for s in shapes]
+        if not main and not self._claim.rounded:
+            return [d[None] for d in signed], "dense"
+        dense = [np.concatenate([np.zeros((1, *s)), d]) for s, d in zip(shapes, signed, strict=True)]
         if not main:
             return [d[None] for d in dense], "dense"
         wide = [np.concatenate([d, generator.standard_normal((1, *d.shape[1:]))]) for d in dense]
@@ -311,26 +314,27 @@ def _signed(generator: np.random.Generator, shape: Sequence[int]) -> Array:
 def _impulses(
     shapes: Shapes, axis: int, groups: int, work: float, memory: int, generator: np.random.Generator
 ) -> tuple[str, list[Array]]:
-    """Return impulses in one source at a time, the first of the batch.
+    """Return impulses in one source at a time, another in each image of the batch.
 
     All of them, of those in groups of channels that do not meet several at once; or else, at each position or at some,
-    impulses that carry random numbers in all channels. There is memory for so many images.
+    impulses that carry random numbers in all channels. There is memory for so many batches.
     """
-    kind = "exhaustive"
-    blocks = [_each(s[1:], groups) for s in shapes if math.prod(s[1:]) // groups <= _EXHAUSTIVE_IMAGES]
-    count = sum(map(len, blocks))
-    most = min(_EXHAUSTIVE_IMAGES, memory)
-    if len(blocks) < len(shapes) or count > most or count * work > _EXHAUSTIVE_WORK:
-        most = min(int(_VECTOR_WORK / max(work, 1.0)), memory) // len(shapes)
+    batch = shapes[0][0] if len({s[0] for s in shapes}) == 1 else 1
+    count = sum(math.prod(s[1:]) // groups for s in shapes)
+    if count <= min(_EXHAUSTIVE_IMAGES, memory * batch) and count * work <= _EXHAUSTIVE_WORK * batch:
+        kind, blocks = "exhaustive", [_each(s[1:], groups) for s in shapes]
+    else:
+        most = min(int(_VECTOR_WORK / max(work, 1.0)), memory) * batch // len(shapes)
         kind, blocks = "vectors", [_carrying(s[1:], axis - (axis > 0), generator, most) for s in shapes]
-    total = sum(map(len, blocks))
+    batches = -(-sum(map(len, blocks)) // batch)
     stacks, start = [], 0
     for shape, block in zip(shapes, blocks, strict=True):
-        stack = np.zeros((total, *shape))
-        stack[start : start + len(block), 0] = block
+        stack = np.zeros((batches, *shape))
+        places = np.arange(start, start + len(block))
+        stack[places // batch, places % batch] = block
         start += len(block)
         stacks.append(stack)
-    return (kind if total else "dense"), stacks
+    return (kind if batches else "dense"), stacks
 
 
 def _each(shape: Sequence[int], groups: int) -> Array:

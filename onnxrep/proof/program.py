@@ -28,6 +28,8 @@ _ALONE = frozenset(OPS) - {"MatMul", "Gemm"}
 
 _INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
 _DEPTHWISE, _PER_ELEMENT = 16.0, 32.0
+_FAR = 1 << 20
+"""Numbers from here on mean: to the end."""
 _LARGEST = 1 << 16
 """Nodes of one program."""
 
@@ -135,15 +137,32 @@ class Program:
                     extent[a], stride[a] = -(-(extent[a] + window) // s) + 1, stride[a] / s
                 else:
                     extent[a], stride[a] = (extent[a] - 1) * s + window, stride[a] * s
-        elif node.op_type in ("Pad", "Slice", "SpaceToDepth"):
-            numbers = [v for name in node.input[1:] for v in self._numbers(name)]
-            numbers += [v for value in attributes.values() if isinstance(value, list) for v in value]
-            more = max((abs(v) for v in numbers if abs(v) < 1 << 20), default=0)
-            extent = [e + more for e in extent]
-            steps = self._numbers(node.input[4]) if node.op_type == "Slice" and len(node.input) > 4 else [1]
-            step = max(attributes.get("blocksize", 1), *(abs(int(s)) for s in steps), 1)
+        elif node.op_type in ("Pad", "Slice"):
+            for a, (far, step) in self._moves(node, attributes, axes).items():
+                extent[a], stride[a] = (extent[a] - 1) * step + 1 + far, stride[a] * step
+        elif node.op_type == "SpaceToDepth":
+            step = attributes["blocksize"]
             extent, stride = [e * step for e in extent], [s * step for s in stride]
         return Reach(tuple(extent), tuple(stride))
+
+    def _moves(self, node: onnx.NodeProto, attributes: Mapping[str, Any], axes: int) -> dict[int, tuple[int, int]]:
+        """Return per spatial axis how far a Pad or Slice moves a border, and the step between what it keeps."""
+        keys = ("pads", "", "axes") if node.op_type == "Pad" else ("starts", "ends", "axes", "steps")
+        given = dict(zip(keys, map(self._numbers, node.input[1:]), strict=False))
+        given |= {key: attributes[key] for key in keys if key in attributes}
+        first, last = given.get("starts", []), given.get("ends", [])
+        if node.op_type == "Pad":
+            half = len(given.get("pads", [])) // 2
+            first, last = given.get("pads", [])[:half], given.get("pads", [])[half:]
+        places = given.get("axes") or range(len(first))
+        steps = given.get("steps") or [1] * len(first)
+        found: dict[int, tuple[int, int]] = {}
+        for place, begin, end, step in zip(places, first, last, steps, strict=False):
+            axis = place - 2 if place >= 0 else place + axes
+            if 0 <= axis < axes:
+                far = max((abs(v) for v in (begin, end) if abs(v) < _FAR), default=0)
+                found[axis] = far, max(abs(step), 1)
+        return found
 
     def _numbers(self, name: str) -> list[int]:
         """Return a constant vector of integers, empty for any other value."""

@@ -253,13 +253,19 @@ def _conv(call: Call) -> Array:
         raise CannotEvaluate("a convolution whose weight does not fit")
     w = _window(call, kernel, x.shape[4:])
     taps = _taps(_by_channel(_padded(x, w.begins, w.ends), group), w, lenient=call.lenient)
-    matrix = weight.reshape(n, group, outputs // group, width, *kernel)
-    total: Array | None = None
-    for tap, seen in taps:
-        part = _product(_cut(matrix, *tap), seen)
-        total = part if total is None else np.add(total, part, out=total)
-    assert total is not None
-    return _with_bias(call, _as_image(total))
+    return _with_bias(call, _as_image(_sum_over_taps(weight.reshape(n, group, outputs // group, width, *kernel), taps)))
+
+
+def _sum_over_taps(weight: Array, taps: Sequence[tuple[tuple[int, ...], Array]]) -> Array:
+    """Return the sum of each tap's matrix, of ``weight [N, group, rows, cols, *kernel]``, times what is seen there."""
+    first = taps[0][1]
+    if math.prod(first.shape[3:]) <= weight.shape[2]:  # one product, where the images are no larger than the weight
+        seen = np.stack([seen for _, seen in taps], axis=3)
+        return _product(weight.reshape(*weight.shape[:3], -1), seen.reshape(*seen.shape[:2], -1, *first.shape[3:]))
+    total = _product(_cut(weight, *taps[0][0]), first)
+    for tap, seen in taps[1:]:
+        total = np.add(total, _product(_cut(weight, *tap), seen), out=total)
+    return total
 
 
 def _conv_transpose(call: Call) -> Array:
