@@ -27,6 +27,9 @@ def half(model: onnx.ModelProto) -> onnx.ModelProto:
         for i in _SINGLE_INPUTS.get(node.op_type, ())
         if i < len(node.input) and node.input[i]
     }
+    for node in reversed(graph.node):  # what such an input is calculated from stays in float32 too
+        if kept.intersection(node.output):
+            kept.update(node.input)
     for tensor in graph.initializer:
         if tensor.name not in kept:
             _narrow(tensor)

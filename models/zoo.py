@@ -143,7 +143,10 @@ def fold_one(name: str, verify: bool = True, *, narrow: bool = False) -> Row:
 
 
 def main() -> int:
-    """Run the table; exit code 1 if an export stays above its deploy form or does not verify."""
+    """Run the table; exit code 1 if an export stays above its deploy form or does not verify.
+
+    In float16 an original may be too far off itself for any judgement; that alone is no failure.
+    """
     parser = argparse.ArgumentParser(description="Fold every real export and compare it with its deploy form")
     parser.add_argument("patterns", nargs="*", default=["*"], help="names as model/variant, with wildcards")
     parser.add_argument("--no-verify", action="store_true")
@@ -154,7 +157,7 @@ def main() -> int:
     table = Table(
         "export", "before", "after", "deploy", "", "status", "verdict", "worst/limit", "seconds", title="Conv/BN/Add"
     )
-    bad = 0
+    bad = doubtful = 0
     with console.status("folding ...") as status:
         for name in names:
             status.update(f"folding {name}")
@@ -162,6 +165,7 @@ def main() -> int:
             if not console.is_terminal:
                 sys.stderr.write(f"{row.name}: {row.status} {row.verdict} {row.seconds:.1f} s\n")
             fine = row.reached and row.verdict in ("verified", "-")
+            doubtful += not fine and row.verdict == "unverified"
             bad += not fine
             mark = "[green]ok[/green]" if fine else "[red]no[/red]"
             goal = "control" if row.goal is None else str(row.goal)
@@ -171,7 +175,9 @@ def main() -> int:
                 table.add_row("", "", "", "", "", "", row.reason)
     console.print(table)
     console.print(f"{len(names) - bad} of {len(names)} at or below the deploy form and verified (or nothing to verify)")
-    return 1 if bad else 0
+    if doubtful:
+        console.print(f"{doubtful} could not be judged, for the reasons given: they stay as they are")
+    return 1 if bad > (doubtful if arguments.half else 0) else 0
 
 
 if __name__ == "__main__":

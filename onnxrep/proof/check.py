@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ class Side:
     data: bytes | None
     folder: Path | None
 
+    @cached_property
     def serialized(self) -> bytes:
-        """Return the bytes of the model.
+        """The bytes of the model.
 
         Raises:
             CannotRun: it is larger than a protobuf message may be.
@@ -49,6 +51,13 @@ class Side:
         if self.data is None and self.model.ByteSize() > LARGEST_MESSAGE:
             raise CannotRun("the model is larger than 2 GiB; keep its weights in external data")
         return self.model.SerializeToString() if self.data is None else self.data
+
+    def with_outputs(self, names: Iterable[str]) -> bytes:
+        """Return the bytes of the model with these values as outputs too: what is appended to a message adds to it."""
+        more = onnx.ModelProto()
+        for name in names:
+            more.graph.output.add(name=name)
+        return self.serialized + more.SerializeToString() if more.graph.output else self.serialized
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,7 @@ class _Check:
     def __init__(self, before: Side, after: Side, runtime: Runtime, wishes: Wishes, folded: Sequence[str]) -> None:
         self._before, self._after, self._runtime, self._wishes = before, after, runtime, wishes
         small = before.data is not None or before.model.ByteSize() <= LARGEST_MESSAGE
-        self._seed = seed_of(before.serialized()) if small else 0
+        self._seed = seed_of(before.serialized) if small else 0
         self._roundoff = roundoff_of(before.model, after.model)
         self._choices = discrete_choices(before.model, after.model)
         self._outputs = [v.name for v in before.model.graph.output]
@@ -212,8 +221,8 @@ class _Check:
 
     def _sessions(self, side: Side, watched: Sequence[str] = ()) -> list[Session]:
         """Return a session per level, with the probes as further outputs; where nothing is optimized, more of them."""
-        plain = _with_outputs(side, self._extra)
-        data = {"off": _with_outputs(side, [*self._extra, *watched]) if watched else plain, "all": plain}
+        plain = side.with_outputs(self._extra)
+        data = {"off": side.with_outputs([*self._extra, *watched]) if watched else plain, "all": plain}
         return [self._runtime.session(data[level], level, side.folder) for level in self._levels]
 
     def _stand_ins(self) -> tuple[Side, Side]:
@@ -287,14 +296,14 @@ class _Check:
             return
         inputs, reference = self._first
         runtime = replace(self._runtime, tf32=True)
-        values = runtime.session(after.serialized(), "all", after.folder).run(inputs.feeds)
+        values = runtime.session(after.serialized, "all", after.folder).run(inputs.feeds)
         errors = [judge.relative_error(values[name], reference[name]) for name in self._outputs]
         self._notes.append(
             f"judged with TF32 off; with it on, as CUDA has it by default, the new model is off by {max(errors):.1g} of"
             " the output"
         )
         try:
-            self._runtime.session(after.serialized(), "all", after.folder, alone=True)
+            self._runtime.session(after.serialized, "all", after.folder, alone=True)
         except CannotRun:
             self._notes.append("some nodes of the new model run on the CPU: CUDA has no kernels for them")
 
@@ -331,7 +340,7 @@ class _Check:
     def _build_twin(self, shapes: Mapping[str, tuple[int, ...]] | None, moved: bool) -> Session:
         """Build the twin of the original, with the watched values as outputs."""
         source = onnx.ModelProto()
-        source.ParseFromString(_with_outputs(self._before, self._extra))
+        source.ParseFromString(self._before.with_outputs(self._extra))
         runtime = Runtime("cpu", self._runtime.threads)
         session, islands = session_of_twin(source, self._before.folder, runtime, shapes, moved)
         self._islands |= set(islands)
@@ -388,7 +397,9 @@ class _Check:
             mine = [f for f in self._figures if f.output == output]
             if not any(f.status == "same" and not f.inputs.startswith(CONSTANT_SETS) for f in mine):
                 kinds = sorted({f.detail or f.status for f in mine})
-                return self._say("unverified", f"output {files.printable(output)} decided nothing: {'; '.join(kinds)}")
+                return self._say(
+                    "unverified", f"output {files.printable(output)} decided nothing: {'; '.join(kinds[:2])}"
+                )
         return self._say("verified")
 
 
@@ -406,18 +417,6 @@ def _same(first: Any, second: Any) -> bool:
     """Whether two results are bitwise equal, NaN included."""
     a, b = np.asarray(first), np.asarray(second)
     return a.shape == b.shape and a.tobytes() == b.tobytes()
-
-
-def _with_outputs(side: Side, names: Iterable[str]) -> bytes:
-    """Return the bytes of a model that also outputs these values."""
-    names = list(names)
-    if not names:
-        return side.serialized()
-    copy = onnx.ModelProto()
-    copy.CopyFrom(side.model)
-    for name in names:
-        copy.graph.output.add(name=name)
-    return Side(copy, None, side.folder).serialized()
 
 
 def session_of_twin(
