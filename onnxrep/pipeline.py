@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxrep import __version__, files, reasons, validity
+from onnxrep import __version__, files, reasons, rollback, validity
 from onnxrep.errors import UnsupportedModel, UsageError
 from onnxrep.folding import Clock, Place, fold
 from onnxrep.report import records
@@ -20,9 +20,7 @@ from onnxrep.report.records import Report
 
 if TYPE_CHECKING:
     from onnxrep.proof.check import Side, Verdict
-
-_MOST_ATTEMPTS = 24
-"""Sets of folds that are tried when the folds are searched for that spoil a model."""
+    from onnxrep.proof.inputs import Wishes
 
 Folded: TypeAlias = "tuple[list[records.Fold], list[records.Refusal]]"
 ModelLike: TypeAlias = "str | Path | bytes | onnx.ModelProto | gs.Graph"
@@ -221,10 +219,6 @@ def load(model: ModelLike) -> files.ModelFile:
     return source
 
 
-class _Undecided(Exception):
-    """A set of folds could be judged neither way."""
-
-
 def _rolled_back(
     source: files.ModelFile,
     options: Options,
@@ -234,46 +228,47 @@ def _rolled_back(
 ) -> tuple[list[records.Fold], list[records.Refusal], records.Verification]:
     """Fold a rejected model again without the folds that cause it; return what was done then, and the verdict on it.
 
-    Sets of folds are halved until the culprits are found. Where the rest does not pass either, all stays as it was.
+    Where no folds can be found without which the rest passes, all stays as it was.
     """
     every = [(fold.scope, fold.output) for fold in folds]
+    left: Folded = folds, refusals
+    verification = rejection
 
     def refold(kept: Collection[Place]) -> Folded:
         source.model.CopyFrom(source.fresh())
         return _fold_all(source, options.inline_functions, Clock(), set(every) - set(kept))
 
-    attempts = 0
-
-    def attempt(kept: Collection[Place]) -> tuple[Folded, records.Verification]:
-        nonlocal attempts
-        attempts += 1
-        if attempts > _MOST_ATTEMPTS:  # so many culprits are no few wrong folds: the model is rejected
-            raise _Undecided
-        result = refold(kept)
-        verification = _verify(source, options, result[0])
+    def passes(kept: Collection[Place]) -> bool:
+        nonlocal left, verification
+        left = refold(kept)
+        verification = _verify(source, options, left[0])
         if verification.verdict == "unverified":
-            raise _Undecided
-        return result, verification
+            raise rollback.Undecided
+        return bool(left[0]) and verification.verdict == "verified"
 
-    def culprits(suspects: list[Place]) -> list[Place]:
-        if len(suspects) == 1:
-            return suspects
-        middle = len(suspects) // 2
-        halves = suspects[:middle], suspects[middle:]
-        guilty = [half for half in halves if attempt(half)[1].verdict == "rejected"]
-        return [place for half in guilty for place in culprits(half)] or suspects
+    bad = rollback.culprits(every, _blamed(source, options, folds), passes)
+    if not bad:
+        refold(every)
+        return folds, refusals, rejection
+    lost = [fold for fold in folds if (fold.scope, fold.output) in bad]
+    return left[0], [*left[1], *(_taken_back(fold, rejection) for fold in lost)], verification
 
+
+def _blamed(source: files.ModelFile, options: Options, folds: Sequence[records.Fold]) -> list[Place]:
+    """Return the folds of the main graph that differ by themselves, fed with what the original makes."""
+    from onnxrep.proof.blame import suspects
+    from onnxrep.proof.errors import CannotRun, NoInput
+
+    original = source.fresh()
+    made = {files.printable(o): o for model in (original, source.model) for n in model.graph.node for o in n.output}
+    made |= {files.printable(v.name): v.name for v in original.graph.input}
+    places = [(made[f.output], [made[s] for s in f.sources if s in made]) for f in folds if not f.scope]
+    sides = _sides(source, original)
     try:
-        bad = culprits(every)
-        if len(bad) < len(every):
-            (kept, left), verification = attempt([place for place in every if place not in bad])
-            if kept and verification.verdict == "verified":
-                lost = [fold for fold in folds if (fold.scope, fold.output) in bad]
-                return kept, [*left, *(_taken_back(fold, rejection) for fold in lost)], verification
-    except _Undecided:  # no evidence for or against any fold
-        pass
-    refold(every)
-    return folds, refusals, rejection
+        found = suspects(*sides, places, _runtime(options), _wishes(options))
+    except (CannotRun, NoInput):
+        return []
+    return [("", files.printable(output)) for output in found]
 
 
 def _taken_back(fold: records.Fold, rejection: records.Verification) -> records.Refusal:
@@ -309,7 +304,7 @@ def _runtime(options: Options) -> Any:
 
 def _verify(source: files.ModelFile, options: Options, folds: Sequence[records.Fold]) -> records.Verification:
     """Check the folded message of a source against the bytes that were read."""
-    from onnxrep.proof.check import Side, Verdict
+    from onnxrep.proof.check import Verdict
 
     fault = _checker_fault(source)
     if fault:
@@ -318,7 +313,14 @@ def _verify(source: files.ModelFile, options: Options, folds: Sequence[records.F
     original = source.fresh()
     validity.check(original, "the original")
     made = [fold.output for fold in folds if not fold.scope]
-    return _check(Side(original, source.data, source.folder), Side(source.model, None, source.folder), options, made)
+    return _check(*_sides(source, original), options, made)
+
+
+def _sides(source: files.ModelFile, original: onnx.ModelProto) -> tuple[Side, Side]:
+    """Return the original and the folded message as sides of a check."""
+    from onnxrep.proof.check import Side
+
+    return Side(original, source.data, source.folder), Side(source.model, None, source.folder)
 
 
 def _checker_fault(source: files.ModelFile) -> str:
@@ -337,10 +339,15 @@ def _checker_fault(source: files.ModelFile) -> str:
 def _check(before: Side, after: Side, options: Options, folded: Sequence[str] = ()) -> records.Verification:
     """Run the end-to-end check and record it."""
     from onnxrep.proof.check import check
+
+    return _verification_record(check(before, after, _runtime(options), _wishes(options), folded))
+
+
+def _wishes(options: Options) -> Wishes:
+    """Return what the user says about inputs."""
     from onnxrep.proof.inputs import Wishes
 
-    wishes = Wishes(options.input_shapes, options.input_data)
-    return _verification_record(check(before, after, _runtime(options), wishes, folded))
+    return Wishes(options.input_shapes, options.input_data)
 
 
 def _verification_record(verdict: Verdict) -> records.Verification:

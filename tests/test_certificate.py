@@ -13,13 +13,17 @@ import pytest
 from onnx import numpy_helper
 
 from models.net import Net
-from onnxrep import folding, optimize
+from onnxrep import folding, optimize, pipeline, rollback
 from onnxrep.emit import Emitter
 from onnxrep.pipeline import Options
 from onnxrep.plan import numbers
+from onnxrep.proof.blame import suspects
 from onnxrep.proof.certificate import certify
+from onnxrep.proof.check import Side
+from onnxrep.proof.inputs import Wishes
 from onnxrep.proof.program import Program
 from onnxrep.proof.semantics import CannotEvaluate
+from onnxrep.proof.sessions import Runtime
 from tests import mutants, oracle
 from tests.regions import random_case
 from tests.strategies import random_region
@@ -221,8 +225,13 @@ def test_what_could_not_be_proven_is_tried_again_when_the_graph_has_changed():
 # -- rolling back ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("search", ["by itself", "by halves"])
 @pytest.mark.parametrize("poisoned", [(0,), (3,), (1, 4)])
-def test_only_the_folds_that_spoil_the_model_are_taken_back(poisoned):
+def test_only_the_folds_that_spoil_the_model_are_taken_back(poisoned, search, monkeypatch):
+    if search == "by itself":
+        monkeypatch.setattr(rollback, "MOST_ATTEMPTS", 1)
+    else:
+        monkeypatch.setattr(pipeline, "_blamed", lambda *_: [])
     model = mutants.network(5)
     outputs = [mutants.sums(model)[k] for k in poisoned]
     real = Emitter.edit
@@ -241,6 +250,29 @@ def test_only_the_folds_that_spoil_the_model_are_taken_back(poisoned):
     assert {*mutants.sums(model)} - {f.output for f in report.folds} == set(outputs)
     left = [r for r in report.refusals if r.code == "taken-back"]
     assert sorted(r.detail.split(":")[0] for r in left) == sorted(outputs)
+
+
+def test_a_fold_is_not_blamed_for_what_comes_to_it_wrong():
+    model = mutants.network(5)
+    wrong = mutants.sums(model)[1]
+    with mutants.wrong_weights(wrong, mutants.bias_dropped, proven=False):
+        result, folds, _ = certified(model)
+    sides = Side(model, None, None), Side(result, None, None)
+    places = [(f.output, f.sources) for f in folds]
+    assert suspects(*sides, places, Runtime(), Wishes({"x": (1, 3, 8, 8)})) == {wrong}
+    assert suspects(sides[0], sides[0], places, Runtime(), Wishes({})) == set()
+
+
+def test_a_search_that_tries_too_much_takes_nothing_back():
+    every = [("", str(i)) for i in range(64)]
+    tried = []
+
+    def passes(kept):
+        tried.append(kept)
+        return False
+
+    assert rollback.culprits(every, [], passes) == []
+    assert len(tried) == rollback.MOST_ATTEMPTS
 
 
 def test_a_model_whose_only_fold_is_wrong_is_rejected():
