@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -103,6 +104,13 @@ def _checking(parser: argparse.ArgumentParser) -> None:
         help="shape of an input with dynamic dimensions; may be repeated",
     )
     parser.add_argument(
+        "--input-range",
+        action="append",
+        default=[],
+        metavar="NAME:LOW,HIGH",
+        help="values that an input will get, as 0,255; checked besides normal and uniform ones; may be repeated",
+    )
+    parser.add_argument(
         "--input-data", type=Path, metavar="FILE.npz", help="check on these inputs too (arrays named as the inputs)"
     )
     parser.add_argument(
@@ -181,6 +189,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         verify=not getattr(arguments, "no_verify", False),
         provider=arguments.provider,
         input_shapes=dict(_shape(text) for text in arguments.input_shape),
+        input_ranges=dict(_range(text) for text in arguments.input_range),
         input_data=arguments.input_data,
         allow_unverified=getattr(arguments, "allow_unverified", False),
         inline_functions=getattr(arguments, "inline_functions", False),
@@ -200,6 +209,18 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     if not name or any(d < 0 for d in shape):
         raise UsageError(f"--input-shape {text}: expected NAME:1,3,224,224")
     return name, shape
+
+
+def _range(text: str) -> tuple[str, tuple[float, float]]:
+    """Return name and range of an ``--input-range``."""
+    name, _, limits = text.rpartition(":")
+    try:
+        low, high = (float(number) for number in limits.split(","))
+    except ValueError:
+        low = high = 0.0
+    if not name or not -math.inf < low < high < math.inf:
+        raise UsageError(f"--input-range {text}: expected NAME:LOW,HIGH, as images:0,255")
+    return name, (low, high)
 
 
 def _optimize(arguments: argparse.Namespace) -> int:

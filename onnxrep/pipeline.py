@@ -34,6 +34,8 @@ class Options:
         verify: run the end-to-end check.
         provider: ``cpu`` or ``cuda``, where both models run for the check.
         input_shapes: input name -> shape, for inputs with dynamic dimensions.
+        input_ranges: input name -> smallest and largest value that it will get; inputs that the model itself declares
+            as images have the range of its metadata.
         input_data: a ``.npz`` file with inputs to check on besides the random ones.
         allow_unverified: write a model also if the check could not decide.
         inline_functions: replace calls of local functions by their bodies, so that what is in them can fold;
@@ -47,6 +49,7 @@ class Options:
     verify: bool = True
     provider: str = "cpu"
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    input_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     input_data: Path | None = None
     allow_unverified: bool = False
     inline_functions: bool = False
@@ -347,7 +350,7 @@ def _wishes(options: Options) -> Wishes:
     """Return what the user says about inputs."""
     from onnxrep.proof.inputs import Wishes
 
-    return Wishes(options.input_shapes, options.input_data)
+    return Wishes(options.input_shapes, options.input_data, options.input_ranges)
 
 
 def _verification_record(verdict: Verdict) -> records.Verification:

@@ -13,7 +13,7 @@ from models.net import Net
 from onnxrep import Options, optimize, verify
 from onnxrep.errors import ProviderUnavailable, UsageError
 from onnxrep.folding import fold
-from onnxrep.proof import judge, sessions
+from onnxrep.proof import inputs, judge, sessions
 from onnxrep.proof.inputs import index_limits
 from onnxrep.proof.sessions import Runtime
 from onnxrep.proof.twin import Twin
@@ -140,6 +140,22 @@ def test_equal_names_get_equal_sizes_and_wishes_are_heard():
         optimize(model, options=Options(input_shapes={"image": (1, 8, 9, 9)}))
     with pytest.raises(UsageError, match="does not fit"):
         optimize(model, options=Options(input_shapes={"x": (1, 3, 9, 9)}))
+
+
+def test_ranges_of_inputs_are_the_users_and_the_models_own():
+    model = chain(2)
+    name = "range 2x8x32x32"
+    assert name in optimize(model, options=Options(input_ranges={"x": (0, 255)})).report.verification.inputs
+    model.graph.input[0].type.denotation = "IMAGE"
+    model.metadata_props.add(key="image.NominalPixelRange", value="Normalized_1_1")
+    assert inputs.declared_ranges(model) == {"x": (-1.0, 1.0)}
+    assert name in optimize(model).report.verification.inputs
+    session = Runtime().session(model, "off")
+    for limits in ((0.0, 255.0), (-2.0, -1.0)):
+        wishes = inputs.Wishes({"x": (1, 8, 9, 9)}, ranges={"x": limits})
+        values = next(s for s in inputs.input_sets(session, wishes, 0, {}, print) if s.name.startswith("range"))
+        x = values.feeds["x"]
+        assert limits[0] <= x.min() < x.mean() < x.max() <= limits[1]
 
 
 def test_sizes_that_the_model_does_not_accept_are_passed_over():

@@ -20,7 +20,16 @@ from onnxrep.proof import judge
 from onnxrep.proof.choices import discrete_choices
 from onnxrep.proof.emulation import in_bfloat16, number_types
 from onnxrep.proof.errors import CannotRun, NeedsSizes, NoInput, NoTwin
-from onnxrep.proof.inputs import CONSTANT_SETS, InputSet, Wishes, describe, index_limits, input_sets, seed_of
+from onnxrep.proof.inputs import (
+    CONSTANT_SETS,
+    InputSet,
+    Wishes,
+    declared_ranges,
+    describe,
+    index_limits,
+    input_sets,
+    seed_of,
+)
 from onnxrep.proof.judge import OutputFigures, compare, settle
 from onnxrep.proof.memory import budget, needed
 from onnxrep.proof.sessions import LARGEST_MESSAGE, Level, Runtime, Session
@@ -114,6 +123,7 @@ def check(before: Side, after: Side, runtime: Runtime, wishes: Wishes, folded: S
     fault = interface_fault(before.model, after.model)
     if fault:
         return Verdict("rejected", f"interface: {fault}", provider=runtime.provider)
+    wishes = replace(wishes, ranges={**declared_ranges(before.model), **wishes.ranges})
     return _Check(before, after, runtime, wishes, folded).verdict()
 
 

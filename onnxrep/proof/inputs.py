@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from onnxrep.proof.errors import CannotRun, NoInput
 from onnxrep.proof.sessions import Feeds, Session
 
 Shapes = Mapping[str, tuple[int, ...]]
+Ranges = Mapping[str, tuple[float, float]]
 
 SIZES = (1, 2, 3, 4, 5, 7, 8, 12, 16, 24, 28, 32, 48, 56, 64, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640)
 """Sizes tried for a dynamic dimension, smallest first."""
@@ -27,6 +28,14 @@ ODD_SIZES = ((33, 47), (45, 65), (97, 67), (7, 9), (63, 95), (129, 161), (225, 2
 
 CONSTANT_SETS = ("zeros", "ones")
 """Input sets that show biases and borders, but by themselves decide nothing."""
+
+PIXEL_RANGES = {
+    "nominalrange_0_255": (0.0, 255.0),
+    "normalized_0_1": (0.0, 1.0),
+    "normalized_1_1": (-1.0, 1.0),
+    "nominalrange_16_235": (16.0, 235.0),
+}
+"""What ``Image.NominalPixelRange`` may say, in lower case."""
 
 _DTYPES: dict[str, Any] = {
     "tensor(float)": np.float32,
@@ -59,11 +68,13 @@ class Wishes:
     Attributes:
         shapes: input name -> shape.
         data: a ``.npz`` file whose arrays are named as inputs; a leading axis may hold several sets.
+        ranges: input name -> smallest and largest value that it will get; besides what the model itself declares.
 
     """
 
     shapes: Shapes
     data: Path | None = None
+    ranges: Ranges = field(default_factory=dict)
 
 
 def seed_of(data: bytes) -> int:
@@ -81,7 +92,7 @@ def input_sets(
     """Yield the sets on which two models are compared.
 
     Normal data at every size chosen, then at the last of them uniform data, images that are zero but for their
-    outermost pixels, zeros and ones, and the user's own data.
+    outermost pixels, zeros and ones; over the ranges that are known; and the user's own data.
 
     Args:
         session: of the original model, which decides what is legal.
@@ -98,6 +109,7 @@ def input_sets(
     for name, kind, _ in session.inputs:
         if kind not in _DTYPES and wishes.data is None:
             raise NoInput(f"input {name} has type {kind}")
+    _check_known(session, "--input-range", wishes.ranges)
     if wishes.data is not None:
         yield from _from_file(session, wishes.data)
         if any(kind not in _DTYPES for _, kind, _ in session.inputs):
@@ -110,6 +122,34 @@ def input_sets(
     for kind in ("uniform", "border", *CONSTANT_SETS):
         rng = np.random.default_rng([seed, len(shapes)])
         yield InputSet(f"{kind} {describe(last)}", _filled(session, last, kind, rng, limits))
+    if wishes.ranges:
+        rng = np.random.default_rng([seed, len(shapes)])
+        yield InputSet(f"range {describe(last)}", _filled(session, last, "uniform", rng, limits, wishes.ranges))
+
+
+def declared_ranges(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
+    """Return the range of each input that the model declares as an image, by its metadata.
+
+    See https://onnx.ai/onnx/repo-docs/MetadataProps.html: ``Image.NominalPixelRange`` is for all values whose type has
+    the denotation ``IMAGE``; keys and values are case insensitive.
+    """
+    said = {entry.key.lower(): entry.value.lower() for entry in model.metadata_props}
+    limits = PIXEL_RANGES.get(said.get("image.nominalpixelrange", ""))
+    images = [v.name for v in model.graph.input if v.type.denotation.upper() == "IMAGE"]
+    return dict.fromkeys(images, limits) if limits else {}
+
+
+def _check_known(session: Session, option: str, given: Iterable[str]) -> None:
+    """Make sure that what the user says is about inputs that the model has.
+
+    Raises:
+        UsageError: it is not.
+
+    """
+    names = [name for name, _, _ in session.inputs]
+    for name in given:
+        if name not in names:
+            raise UsageError(f"{option} {name}: the model has no such input; it has {', '.join(names)}")
 
 
 def describe(shapes: Shapes) -> str:
@@ -130,9 +170,7 @@ def legal_shapes(
 
     """
     declared = {name: _declared(name, dims, wishes) for name, _, dims in session.inputs}
-    for name in wishes.shapes:
-        if name not in declared:
-            raise UsageError(f"--input-shape {name}: the model has no such input; it has {', '.join(declared)}")
+    _check_known(session, "--input-shape", wishes.shapes)
     dynamic = any(isinstance(d, str) for dims in declared.values() for d in dims)
 
     def runs(shapes: dict[str, tuple[int, ...]]) -> bool:
@@ -194,13 +232,23 @@ def _filled_in(
 
 
 def _filled(
-    session: Session, shapes: Shapes, kind: str, rng: np.random.Generator, limits: Mapping[str, int]
+    session: Session,
+    shapes: Shapes,
+    kind: str,
+    rng: np.random.Generator,
+    limits: Mapping[str, int],
+    ranges: Ranges | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """Return arrays of one kind for every input."""
+    """Return arrays of one kind for every input; those with a known range are uniform over it."""
     feeds: dict[str, NDArray[Any]] = {}
     for name, type_, _ in session.inputs:
         dtype, shape = _DTYPES[type_], shapes[name]
-        if np.issubdtype(dtype, np.floating):
+        values: NDArray[Any]
+        low, high = (ranges or {}).get(name, (0.0, 0.0))
+        if low < high:
+            values = rng.uniform(low, high, shape)
+            values = values if np.issubdtype(dtype, np.floating) else np.rint(values)
+        elif np.issubdtype(dtype, np.floating):
             values = _floats(kind, shape, rng)
         elif kind in ("zeros", "ones"):
             values = np.full(shape, int(kind == "ones"))
