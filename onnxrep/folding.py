@@ -158,7 +158,8 @@ class _Folding:
         for proposal, certificate in zip(proposals, certificates, strict=True):
             if certificate.fault:
                 self._doubts.add(proposal.place)
-                self._note([proposal.refusal("certificate", certificate.fault)])
+                code = "unproven" if certificate.undecided else "certificate"
+                self._note([proposal.refusal(code, certificate.fault)])
             else:
                 good.append(proposal)
                 self._folds.append(proposal.fold(count, certificate))

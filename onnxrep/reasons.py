@@ -28,6 +28,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "training-mode": "The node is in training mode: its result depends on its batch or on chance.",
         "taken-back": "The fold was taken back: with it the model as a whole was not the same function.",
         "unknown-attribute": "The node has an attribute or input beyond those understood.",
+        "unproven": "The fold could not be proven: its nodes cannot be evaluated, or run at none of the sizes tried.",
         "unknown-shape": "The rank or the number of channels of a value is not known.",
     }
 )

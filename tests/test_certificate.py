@@ -22,12 +22,12 @@ from onnxrep.proof.certificate import certify
 from onnxrep.proof.check import Side
 from onnxrep.proof.inputs import Wishes
 from onnxrep.proof.program import Program
-from onnxrep.proof.semantics import CannotEvaluate
+from onnxrep.proof.semantics import CannotEvaluate, IllegalSize
 from onnxrep.proof.sessions import Runtime
 from tests import mutants, oracle
 from tests.regions import random_case
 from tests.strategies import random_region
-from tests.tools import codes, copy
+from tests.tools import codes, copy, folded
 
 
 def certified(model):
@@ -383,6 +383,16 @@ def test_what_the_evaluator_does_not_know_is_no_proof(node, words):
     program = Program(model.graph.node, ("x",), "y", {"w": np.ones(2, np.float32)}, 15)
     with pytest.raises(CannotEvaluate, match=words):
         program.run({"x": np.ones((1, 1, 1, 2, 6))}, {"w": np.ones((1, 1, 2))}, {})
+
+
+@pytest.mark.parametrize("error", [IllegalSize("traced sizes"), CannotEvaluate("too large")])
+def test_a_region_that_cannot_be_run_is_unproven_and_no_bug(error):
+    model = mutants.network(2)
+    with mock.patch.object(Program, "run", side_effect=error):
+        _, folds, refusals = folded(model)
+    assert folds == []
+    assert "unproven" in codes(refusals)
+    assert "certificate" not in codes(refusals)
 
 
 def test_names_with_control_characters_can_be_taken_back():

@@ -77,6 +77,7 @@ class Certificate:
         probes: how: ``exhaustive``, ``vectors`` (impulses that carry random channels) or ``dense``.
         error: largest difference, relative to the magnitude of all terms.
         bound: the largest that is allowed.
+        undecided: whether the fault is just that nothing could be compared.
     """
 
     fault: str = ""
@@ -84,6 +85,7 @@ class Certificate:
     probes: str = "dense"
     error: float = 0.0
     bound: float = BOUND
+    undecided: bool = False
 
 
 @dataclass
@@ -108,7 +110,7 @@ def certify(claims: Sequence[Claim]) -> list[Certificate]:
         try:
             case = _case(claim)
         except CannotEvaluate as error:
-            results[index] = Certificate(f"it cannot be evaluated: {error}")
+            results[index] = Certificate(f"it cannot be evaluated: {error}", undecided=True)
             continue
         sizes = tuple((shapes, *sorted(beyond.items())) for shapes, beyond in case.sizes.items())
         types = tuple(values.dtype for edit in claim.edit.whole for _, values in edit.tensors)
@@ -189,6 +191,7 @@ class _Proof:
         self._faults = [""] * len(cases)
         self._errors = [0.0] * len(cases)
         self._tried = 0
+        self._doubts: frozenset[str] = frozenset()
 
     def certificates(self) -> list[Certificate]:
         """Run all sizes; those at which the original does not run do not count."""
@@ -201,14 +204,14 @@ class _Proof:
                 illegal = str(error)
                 continue
             except CannotEvaluate as error:
-                self._fail(f"it cannot be evaluated: {error}")
+                self._doubt(f"it cannot be evaluated: {error}")
                 break
             probes = kind if not self._tried else probes
             self._tried += 1
         if not self._tried:
-            self._fail(f"the original runs at none of the sizes tried: {illegal}")
+            self._doubt(f"the original runs at none of the sizes tried: {illegal}")
         return [
-            Certificate(fault, self._tried, probes, error)
+            Certificate(fault, self._tried, probes, error, undecided=fault in self._doubts)
             for fault, error in zip(self._faults, self._errors, strict=True)
         ]
 
@@ -277,6 +280,11 @@ class _Proof:
     def _fail(self, fault: str) -> None:
         """Note a fault of all claims that have none yet."""
         self._faults = [known or fault for known in self._faults]
+
+    def _doubt(self, fault: str) -> None:
+        """Note that nothing can be said of all claims that have no fault yet."""
+        self._doubts |= {fault}
+        self._fail(fault)
 
     def _roundoff(self) -> float:
         """Return the unit roundoff of the coarsest type that the new nodes store."""
