@@ -14,6 +14,7 @@ from onnxrep.plan.views import View, Views
 from onnxrep.price import KERNEL, Part, Price, cover
 
 _LOOKAHEAD = 4
+_ROUNDING = 1e-9
 
 Parts = Mapping[Origin, Sequence[Part]]
 Segments = list[tuple[Span, list[tuple[Origin, Part]]]]
@@ -120,8 +121,8 @@ class Searcher:
                 cost += price
         if whole.segments is not None and whole.price.beats(cost):
             cost = whole.price
-        for view, positions in whole.expansion.openable.items():
-            cost += self._own(view).at(positions)
+        for view, (positions, share) in whole.expansion.openable.items():
+            cost += self._own(view).at(positions) * share
         return replace(best, total=cost, whole=whole.expansion, whole_parts=whole.parts)
 
     def _own(self, view: View) -> Price:
@@ -141,7 +142,7 @@ class Searcher:
         price = Price() if segments is None else self._price(expansion, segments)
         anchored = any(e.anchors for entries in expansion.leaves.values() for e in entries)
         folds = anchored and segments is not None and price.beats(expansion.spent)
-        folds = folds and self._anchors_of(segments) <= sum(map(self._is_anchor, expansion.expanded))
+        folds = folds and self._anchors_of(segments) <= self._anchors_in(expansion)
         return Solution(expansion, parts, segments, opened, price, price, folds, expansion, parts)
 
     def _alike(self, first: Origin, second: Origin, layout: Layout) -> bool:
@@ -153,10 +154,10 @@ class Searcher:
         rests = [[d for i, d in enumerate(s) if i != axis % len(s)] for s in shapes if s is not None]
         return rests[0] == rests[1]
 
-    def _is_anchor(self, view: View) -> bool:
-        """Whether a view is made by a convolution or product."""
-        lifted = self._views.lifted(view)
-        return lifted is not None and bool(lifted.anchor)
+    def _anchors_in(self, expansion: Expansion) -> float:
+        """Return how many convolutions and products were looked through, of shared ones the share; rounded up a bit."""
+        lifts = ((view, self._views.lifted(view)) for view in expansion.expanded)
+        return _ROUNDING + sum(expansion.shares[view] for view, lifted in lifts if lifted and lifted.anchor)
 
     @staticmethod
     def _anchors_of(segments: Segments | None) -> int:

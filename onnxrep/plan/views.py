@@ -35,6 +35,7 @@ class Views:
         self._blocked: set[View] = set()
         self._fused = claimed(self.scope, facts.constants)
         self.shared: dict[View, float] = {}
+        self.whole: set[View] = set()
 
     @cached_property
     def layouts(self) -> list[Layout]:
