@@ -124,7 +124,7 @@ class _Folding:
     def __init__(self, proto: onnx.ModelProto, folder: Path | None, clock: Clock, skipped: Collection[Place]) -> None:
         self._proto, self._folder, self._clock = proto, folder, clock
         self._skipped = set(skipped)
-        self._apart: set[Place] = set()
+        self._apart: set[Place] = set()  # not to be taken over by all readers, until something else has changed
         self._names: set[tuple[str, str]] = set()
         self._folds: list[records.Fold] = []
         self._refusals: list[records.Refusal] = []
@@ -155,31 +155,14 @@ class _Folding:
                 self._note([proposal.refusal("certificate", certificate.fault)])
             else:
                 proven.append((proposal, certificate))
-        proven = self._complete(proven)
+        proven, incomplete = _complete(proven)
+        self._apart = set() if proven else self._apart | incomplete
         self._folds += [proposal.fold(count, certificate) for proposal, certificate in proven]
         if proven:
             with self._clock.stage("commit"):
                 commit(model, list(_edits([proposal for proposal, _ in proven])))
                 _check_whole(self._proto)
         return bool(proposals)
-
-    def _complete(self, proven: list[_Proven]) -> list[_Proven]:
-        """Return the proposals without those that count on others to take something over that do not.
-
-        The next round plans without them.
-        """
-        while True:
-            good = []
-            for proposal, certificate in proven:
-                scope, region = proposal.scope, proposal.region
-                if not region.shared or shared_goes(region, scope, [p.region for p, _ in proven if p.scope is scope]):
-                    good.append((proposal, certificate))
-                    continue
-                values = (v for position in region.shared for v in scope.outputs_of(position))
-                self._apart.update((scope.label, files.printable(value)) for value in values)
-            if len(good) == len(proven):
-                return good
-            proven = good
 
     def _planned(self, facts: Facts) -> list[_Proposal]:
         """Plan and emit the regions of one scope, in the order of the graph."""
@@ -201,6 +184,23 @@ class _Folding:
             known = (refusal.scope, refusal.node.name) in self._names
             if known and (refusal.scope, refusal.node, refusal.code) not in said:
                 self._refusals.append(refusal)
+
+
+def _complete(proven: list[_Proven]) -> tuple[list[_Proven], set[Place]]:
+    """Return proposals without those that count on others to take something over that do not, and what that is."""
+    incomplete: set[Place] = set()
+    while True:
+        good = []
+        for proposal, certificate in proven:
+            scope, region = proposal.scope, proposal.region
+            if not region.shared or shared_goes(region, scope, [p.region for p, _ in proven if p.scope is scope]):
+                good.append((proposal, certificate))
+                continue
+            values = (v for position in region.shared for v in scope.outputs_of(position))
+            incomplete.update((scope.label, files.printable(value)) for value in values)
+        if len(good) == len(proven):
+            return good, incomplete
+        proven = good
 
 
 def _values(places: Collection[Place], scope: Scope) -> list[str]:
