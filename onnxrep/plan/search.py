@@ -11,7 +11,7 @@ from onnxrep.plan.expansion import Entry, Expander, Expansion
 from onnxrep.plan.records import Origin
 from onnxrep.plan.stacking import stack
 from onnxrep.plan.views import View, Views
-from onnxrep.price import KERNEL, Part, Price, cover
+from onnxrep.price import BIASED, KERNEL, Part, Price, cover
 
 _LOOKAHEAD = 4
 _ROUNDING = 1e-9
@@ -212,7 +212,7 @@ class Searcher:
                 for each in _each(origin):
                     total += sum((s.price for s in each.steps), start=Price()) * self._share(each)
             biased = any(rows is None or (rows[0] < span[1] and span[0] < rows[1]) for rows in expansion.biases)
-            takes_bias = any(e in ("Conv", "ConvTranspose", "FlatConv") for e in emitted)
+            takes_bias = any(e in BIASED for e in emitted)
             takes_bias |= rank == 2 and any(e in ("Gemm", "MatMul") for e in emitted)
             if biased and not takes_bias:
                 total += KERNEL
