@@ -139,11 +139,17 @@ class Searcher:
         layout = expansion.outlet.layout
         parts = {origin: self._cover(origin, entries, layout) for origin, entries in expansion.leaves.items()}
         segments = self._segments(layout.kind, stack(parts, lambda a, b: self._alike(a, b, layout)))
+        if layout.kind == "flat" and not self._has_one_open_size(root[0]):
+            segments = None  # no constant shape leads back
         price = Price() if segments is None else self._price(expansion, segments)
         anchored = any(e.anchors for entries in expansion.leaves.values() for e in entries)
         folds = anchored and segments is not None and price.beats(expansion.spent)
         folds = folds and self._anchors_of(segments) <= self._anchors_in(expansion)
         return Solution(expansion, parts, segments, opened, price, price, folds, expansion, parts)
+
+    def _has_one_open_size(self, value: str) -> bool:
+        """Whether at most one size of a value is not static."""
+        return sum(not isinstance(d, int) for d in self._views.facts.shapes.of(value) or ()) < 2
 
     def _alike(self, first: Origin, second: Origin, layout: Layout) -> bool:
         """Whether two sources are known to have the same sizes, channels aside."""
