@@ -34,8 +34,8 @@ class Views:
         self._lifted: dict[View, Lifted | None] = {}
         self._blocked: set[View] = set()
         self._fused = claimed(self.scope, facts.constants)
-        self.shared: dict[View, float] = {}
-        self.whole: set[View] = set()
+        self.shared: dict[View, float] = {}  # what all readers take over, with the share of each
+        self.whole: set[View] = set()  # what they take over as a map with a convolution in it
 
     @cached_property
     def layouts(self) -> list[Layout]:
