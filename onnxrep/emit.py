@@ -15,7 +15,7 @@ from onnxrep.grouping import Blocks, Span
 from onnxrep.lattice import Array, Map
 from onnxrep.lift import Facts
 from onnxrep.plan import Origin, Region, Step, Summand
-from onnxrep.price import Part
+from onnxrep.price import BIASED, Part
 
 SUFFIX = "_folded"
 _ANCHORS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
@@ -205,7 +205,7 @@ class _Writer:
     def _takes_bias(self, summand: Summand) -> bool:
         """Whether a summand becomes a node with a bias of its own."""
         emitted = self._emitted(summand)
-        return emitted in ("Conv", "ConvTranspose", "FlatConv") or (emitted in ("Gemm", "MatMul") and self._rank == 2)
+        return emitted in BIASED or (emitted in ("Gemm", "MatMul") and self._rank == 2)
 
     def _emitted(self, summand: Summand) -> str:
         return Part(summand.map.geometry, summand.anchors, summand.unit, ()).emitted(self._kind)
@@ -221,11 +221,11 @@ class _Writer:
             return self._joined("Mul", [source, factors], output)
         if emitted in ("Conv", "ConvTranspose"):
             return self._convolution(summand, source, span, bias, output)
-        if emitted == "FlatConv":
+        if emitted in ("FlatConv", "FlatProduct"):
             return self._flat(summand, source, bias, output)
         if emitted == "MatMulFromLeft":
             return self._from_left(summand, source, output)
-        return self._product(summand, source, bias, output)
+        return self._product(summand, source, bias, output, self._rank)
 
     def _source(self, origin: Origin) -> str:
         """Return the name of what a summand reads."""
@@ -249,12 +249,12 @@ class _Writer:
         vector = np.zeros(span[1] - span[0]) if bias is None else bias
         return self._anchor(op, summand, [source], [weight, vector], output, **attributes)
 
-    def _product(self, summand: Summand, source: str, bias: Array | None, output: str) -> str:
-        """Write a MatMul or Gemm."""
+    def _product(self, summand: Summand, source: str, bias: Array | None, output: str, rank: int) -> str:
+        """Write a MatMul or Gemm of a source of some rank."""
         heir, _ = self._heir(summand, peek=True)
         matrix = _matrix(summand.map)
         old = self._scope.nodes[heir]
-        if self._rank != 2 or (bias is None and old.op == "MatMul"):
+        if rank != 2 or (bias is None and old.op != "Gemm"):
             return self._anchor("MatMul", summand, [source], [matrix.T], output)
         flip = int(old.attrs.get("transB", 0)) if old.op == "Gemm" else 0
         vector = np.zeros(len(matrix)) if bias is None else bias
@@ -266,25 +266,24 @@ class _Writer:
         return self._anchor("MatMul", summand, [], [matrix], output, behind=[source])
 
     def _flat(self, summand: Summand, source: str, bias: Array | None, output: str) -> str:
-        """Write a matrix over all pixels of all channels as a Conv on images of one pixel, between two Reshapes."""
+        """Write a matrix over all pixels of all channels between two Reshapes.
+
+        As a product, or as a Conv on images of one pixel if there was no product.
+        """
         g = summand.map.geometry
+        spots = () if self._emitted(summand) == "FlatProduct" else (1, 1)
         shape = self._facts.shapes.of(self._region.output) or ()
         final = [d if isinstance(d, int) else -1 for d in shape]
         into, back = self._scope.model.fresh(f"{source}_shape"), self._scope.model.fresh(f"{source}_shape")
-        self._tensors.add_integers(into, [-1, g.inputs, 1, 1])
+        self._tensors.add_integers(into, [-1, g.inputs, *spots])
         flat = self._node("Reshape", "", [source, into], self._value())
-        weight = summand.map.weight.reshape(*summand.map.weight.shape[:2], 1, 1)
-        vector = np.zeros(g.outputs) if bias is None else bias
-        attributes: dict[str, Any] = {
-            "dilations": [1, 1],
-            "group": g.group,
-            "kernel_shape": [1, 1],
-            "strides": [1, 1],
-            "pads": [0] * 4,
-        }
-        product = self._anchor("Conv", summand, [flat], [weight, vector], "", **attributes)
+        if spots:
+            inner = replace(summand, map=summand.map.with_axes(len(spots)))
+            value = self._convolution(inner, flat, (0, g.outputs), bias, "")
+        else:
+            value = self._product(summand, flat, bias, "", 2)
         self._tensors.add_integers(back, final)
-        return self._node("Reshape", self._root_name(), [product, back], output or self._value())
+        return self._node("Reshape", self._root_name(), [value, back], output or self._value())
 
     def _anchor(
         self,

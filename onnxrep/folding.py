@@ -17,7 +17,7 @@ from onnxrep.emit import Emitter
 from onnxrep.errors import InvalidModel
 from onnxrep.graph import Edit, Model, Scope, commit
 from onnxrep.lift import FIRST, LIFTED, Facts
-from onnxrep.plan import Planner, Region
+from onnxrep.plan import Planner, Region, shared_goes
 from onnxrep.proof.certificate import Certificate, Claim, certify
 from onnxrep.report import records
 from onnxrep.shapes import FOLLOWED, Shapes, infer
@@ -95,6 +95,9 @@ class _Proposal:
         )
 
 
+_Proven = tuple[_Proposal, Certificate]
+
+
 def fold(
     proto: onnx.ModelProto, folder: Path | None, clock: Clock | None = None, skipped: Collection[Place] = ()
 ) -> tuple[list[records.Fold], list[records.Refusal]]:
@@ -123,6 +126,7 @@ class _Folding:
         self._skipped = set(skipped)
         self._doubts: set[Place] = set()
         self._changed = False
+        self._apart: set[Place] = set()  # not to be taken over by all readers, until something else has changed
         self._names: set[tuple[str, str]] = set()
         self._folds: list[records.Fold] = []
         self._refusals: list[records.Refusal] = []
@@ -154,28 +158,29 @@ class _Folding:
             proposals = [p for facts in every for p in self._planned(facts)]
         with self._clock.stage("prove"):
             certificates = certify([p.claim for p in proposals])
-        good = []
+        proven: list[_Proven] = []
         for proposal, certificate in zip(proposals, certificates, strict=True):
             if certificate.fault:
                 self._doubts.add(proposal.place)
                 code = "unproven" if certificate.undecided else "certificate"
                 self._note([proposal.refusal(code, certificate.fault)])
             else:
-                good.append(proposal)
-                self._folds.append(proposal.fold(count, certificate))
+                proven.append((proposal, certificate))
         self._skipped |= self._doubts
-        if good:
+        proven, incomplete = _complete(proven)
+        self._apart = set() if proven else self._apart | incomplete
+        self._folds += [proposal.fold(count, certificate) for proposal, certificate in proven]
+        if proven:
             with self._clock.stage("commit"):
-                commit(model, list(_edits(good)))
+                commit(model, list(_edits([proposal for proposal, _ in proven])))
                 _check_whole(self._proto)
             self._changed = True
         return bool(proposals)
 
     def _planned(self, facts: Facts) -> list[_Proposal]:
         """Plan and emit the regions of one scope, in the order of the graph."""
-        names = {value for label, value in self._skipped if label == facts.scope.label}
-        skipped = [value for value in facts.scope.producer if names and files.printable(value) in names]
-        planner, emitter = Planner(facts, skipped), Emitter(facts)
+        skipped, apart = (_values(places, facts.scope) for places in (self._skipped, self._apart))
+        planner, emitter = Planner(facts, skipped, apart), Emitter(facts)
         found: list[_Proposal] = []
         for region in planner.regions():
             try:
@@ -192,6 +197,29 @@ class _Folding:
             known = (refusal.scope, refusal.node.name) in self._names
             if known and (refusal.scope, refusal.node, refusal.code) not in said:
                 self._refusals.append(refusal)
+
+
+def _complete(proven: list[_Proven]) -> tuple[list[_Proven], set[Place]]:
+    """Return proposals without those that count on others to take something over that do not, and what that is."""
+    incomplete: set[Place] = set()
+    while True:
+        good = []
+        for proposal, certificate in proven:
+            scope, region = proposal.scope, proposal.region
+            if not region.shared or shared_goes(region, scope, [p.region for p, _ in proven if p.scope is scope]):
+                good.append((proposal, certificate))
+                continue
+            values = (v for position in region.shared for v in scope.outputs_of(position))
+            incomplete.update((scope.label, files.printable(value)) for value in values)
+        if len(good) == len(proven):
+            return good, incomplete
+        proven = good
+
+
+def _values(places: Collection[Place], scope: Scope) -> list[str]:
+    """Return the values that a scope makes among some places."""
+    names = {value for label, value in places if label == scope.label}
+    return [value for value in scope.producer if names and files.printable(value) in names]
 
 
 def _edits(proposals: Sequence[_Proposal]) -> Iterator[tuple[Scope, Edit]]:

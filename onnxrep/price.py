@@ -46,14 +46,17 @@ class Price:
 KERNEL = Price(0.0, 1.0, 1.0)
 """An element-wise node."""
 
-Emitted = Literal["", "Conv", "ConvTranspose", "MatMul", "Gemm", "MatMulFromLeft", "FlatConv"]
+Emitted = Literal["", "Conv", "ConvTranspose", "MatMul", "Gemm", "MatMulFromLeft", "FlatConv", "FlatProduct"]
 """What a part is written as; empty for none of them."""
+
+BIASED = frozenset(("Conv", "ConvTranspose", "FlatConv", "FlatProduct"))
+"""What takes a bias at no cost, whatever its rank."""
 
 
 _EMITTED_IN = {
     "first": frozenset(("Conv", "ConvTranspose", "MatMulFromLeft")),
     "last": frozenset(("MatMul", "Gemm")),
-    "flat": frozenset(("Conv",)),
+    "flat": frozenset(("Conv", "MatMul", "Gemm")),
 }
 
 
@@ -87,7 +90,8 @@ class Part:
     def emitted(self, layout: str) -> Emitted:
         """Return the op that realises the part in a layout: no convolution is put where there was none."""
         if layout == "flat":
-            return "FlatConv" if "Conv" in self.anchors else ""
+            product = self.anchors & {"MatMul", "Gemm"}
+            return "FlatProduct" if product else "FlatConv" if "Conv" in self.anchors else ""
         if layout == "last":
             return "Gemm" if "Gemm" in self.anchors else "MatMul" if "MatMul" in self.anchors else ""
         if self.geometry.mode == "transpose":

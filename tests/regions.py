@@ -47,6 +47,20 @@ def random_case(seed: int) -> Case:
     raise AssertionError(f"seed {seed} leads to no exact model")
 
 
+def random_readers(seed: int) -> Case:
+    """Return a random map that several convolutions or products read, drawn again like :func:`random_case`."""
+    for attempt in range(1000):
+        rng = np.random.default_rng([seed, attempt, 1])
+        grower = Tokens(rng) if rng.integers(0, 3) == 0 else Grower(rng)
+        try:
+            model = grower.net.model(*grower.readers())
+        except TooSmall:
+            continue
+        if is_exact(model):
+            return Case(model, [*grower.feeds(), grower.large()])
+    raise AssertionError(f"seed {seed} leads to no exact model")
+
+
 def living(nodes: list[onnx.NodeProto], outputs: list[str]) -> list[onnx.NodeProto]:
     """Return the nodes that the outputs need."""
     needed, found = set(outputs), []
@@ -68,6 +82,24 @@ class Grower(Images):
             if self.chance(0.3):
                 value = self.same("Relu", value)
         return value
+
+    def readers(self) -> list[str]:
+        """Grow maps that mostly read no neighbours, and convolutions with an activation each that read the last."""
+        value = self.chain(self.x, 1, 0) if self.chance(0.3) else self.x
+        for _ in range(self.pick(1, 1, 2)):
+            grow = self.pick(self.adapter, self.pointwise, self.low_rank, lambda v: self.summed_branches(v, 0))
+            value = grow(value)
+        outputs = []
+        for _ in range(self.pick(2, 2, 3, 4)):
+            read = self.dressed(value) if self.chance(0.3) else value
+            read = self.pick(self.pointwise, self.pointwise, self.any_conv, self.any_conv, self.separable)(read)
+            outputs.append(self.same("Relu", self.dressed(read) if self.chance(0.3) else read))
+        return [*outputs, value] if self.chance(0.1) else outputs
+
+    def adapter(self, x: str) -> str:
+        """Add two convolutions of low rank to a value."""
+        inner = self.pointwise(self.pointwise(x, self.pick(1, 2)), self.net.channels[x])
+        return self.added([x, self.dressed(inner) if self.chance(0.5) else inner])
 
     def block(self, x: str) -> str:
         """Add one of the larger structures."""

@@ -17,7 +17,7 @@ from onnxrep.shapes import FOLLOWED, Shapes
 from tests import oracle
 from tests.measures import macs, nodes, observed
 from tests.needless import CHAIN, SUM, share_left
-from tests.regions import Case, random_case
+from tests.regions import Case, random_case, random_readers
 from tests.strategies import random_region
 from tests.tools import RUNTIME, attributes, copy, folded
 
@@ -50,6 +50,17 @@ def test_random_compositions_bit_for_bit(start):
     changed = compared = 0
     for seed in range(start, start + CHUNK):
         folds = check(random_case(seed), seed)
+        compared += folds is not None
+        changed += bool(folds)
+    assert compared > 0.9 * CHUNK
+    assert changed > 0.75 * compared
+
+
+@pytest.mark.parametrize("start", STARTS[::3])
+def test_random_maps_with_several_readers_bit_for_bit(start):
+    changed = compared = 0
+    for seed in range(start, start + CHUNK):
+        folds = check(random_readers(seed), seed)
         compared += folds is not None
         changed += bool(folds)
     assert compared > 0.9 * CHUNK

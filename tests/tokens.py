@@ -48,6 +48,22 @@ class Tokens:
                 value = self.same("Relu", value)
         return value
 
+    def readers(self) -> list[str]:
+        """Grow maps, and products with an activation each that read the last."""
+        value = self.chain(self.x) if self.chance(0.3) else self.x
+        for _ in range(self.pick(1, 1, 2)):
+            value = self.pick(self.adapter, self.adapter, self.product, self.branches)(value)
+        outputs = []
+        for _ in range(self.pick(2, 2, 3, 4)):
+            read = self.product(self.dressed(value) if self.chance(0.3) else value)
+            outputs.append(self.same("Relu", self.dressed(read) if self.chance(0.3) else read))
+        return outputs
+
+    def adapter(self, x: str) -> str:
+        """Add products of low rank to a value, and perhaps a scale or shift."""
+        result = self.same("Add", x, self.low_rank(x, self.net.channels[x]))
+        return self.dressed(result) if self.chance(0.3) else result
+
     def same(self, kind: str, *inputs: str, channels: int | None = None, **attributes) -> str:
         first = next(i for i in inputs if i in self.size)
         channels = self.net.channels[first] if channels is None else channels

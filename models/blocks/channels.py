@@ -15,6 +15,7 @@ from models.blocks.tokens import (
     conv_transpose,
     depthwise,
     family,
+    gemm,
     matmul,
     mul,
     pad,
@@ -199,18 +200,17 @@ def _partitioned(net: Net, x: str) -> str:
     return shaped(-1, WIDTH, 2 * _TILE, 2 * _TILE, channels=WIDTH)(net, value)
 
 
-def _vector_full(net: Net, x: str) -> str:
-    """Add the fully connected branch as a MatMul over the pixels of all channels."""
+def _vector_full(layer: Callable[[int], Build]) -> Build:
+    """Return the fully connected branch as a layer on vectors of the pixels of all channels."""
     size = WIDTH * _TILE * _TILE
-    flat = shaped(-1, size, channels=size)(net, x)
-    return shaped(-1, WIDTH, _TILE, _TILE, channels=WIDTH)(net, matmul(size)(net, flat))
+    return chain(shaped(-1, size, channels=size), layer(size), shaped(-1, WIDTH, _TILE, _TILE, channels=WIDTH))
 
 
 def _rep_mlp() -> Iterator[Block]:
     """Yield RepMLP: a fully connected layer and convolutions on the same pixels."""
     left, one = {"Reshape": 2, "Conv": 1}, {"Reshape": 1, "Conv": 1}
-    apart = {"Reshape": 2, "MatMul": 1, "Conv": 1, "Add": 1}
-    as_matmul = "a MatMul over all pixels and a convolution"
+    product, dense = {"Reshape": 2, "Gemm": 1}, conv_bn(None, 3)
+    as_matmul, as_gemm = _vector_full(matmul), _vector_full(gemm)
     system, used, form = "RepMLPNet", "RepMLP", "BN(FC) + sum of BN(Ck)"
     locals_ = (depthwise(1), depthwise(3))
     yield from family(
@@ -220,10 +220,15 @@ def _rep_mlp() -> Iterator[Block]:
         [
             Row("one group per channel, 1x1 and 3x3", total(_full(WIDTH, norm=True), *locals_), left),
             Row("three kernels", total(_full(WIDTH, norm=True), *locals_, depthwise(5)), left),
-            Row("dense layer, dense 3x3", total(_full(1, norm=False), conv_bn(None, 3)), one),
+            Row("dense layer, dense 3x3", total(_full(1, norm=False), dense), one),
             Row("no local branch", _full(WIDTH, norm=True), left),
             Row("residual", total(same, _full(WIDTH, norm=True)), left),
-            Row("MatMul as the layer", total(_vector_full, conv_bn(None, 3)), apart, missing=as_matmul),
+            Row("MatMul as the layer", total(as_matmul, dense), product),
+            Row("MatMul as the layer, no bias", total(as_matmul, conv(None, 3)), {"Reshape": 2, "MatMul": 1}),
+            Row("MatMul as the layer, no local branch", chain(as_matmul, bn), product),
+            Row("MatMul and BN on vectors", total(_vector_full(lambda n: chain(matmul(n), bn)), dense), product),
+            Row("Gemm as the layer, residual", total(same, chain(as_gemm, bn), *locals_), product),
+            Row("Conv and Gemm as layers", total(_full(WIDTH, norm=True), as_gemm), product),
         ],
         shape=("batch", WIDTH, _TILE, _TILE),
     )

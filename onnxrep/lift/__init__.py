@@ -52,7 +52,14 @@ _TABLES: Mapping[str, Mapping[str, Lift]] = MappingProxyType(
             }
         ),
         "last": MappingProxyType({**_ANYWHERE, **_ON_CHANNELS, "Gemm": linear.lift_gemm, "MatMul": linear.lift_matmul}),
-        "flat": MappingProxyType({**_ANYWHERE, "Conv": conv.lift_conv_flat}),
+        "flat": MappingProxyType(
+            {
+                **_ANYWHERE,
+                "Conv": conv.lift_conv_flat,
+                "Gemm": linear.lift_gemm,
+                "MatMul": linear.lift_matmul,
+            }
+        ),
     }
 )
 

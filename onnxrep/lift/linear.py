@@ -1,4 +1,7 @@
-"""MatMul and Gemm with a constant right factor: maps of the last axis, all other axes are batch."""
+"""MatMul and Gemm with a constant right factor: maps of the last axis, all other axes are batch.
+
+Flattened, an image is one such vector; then the result must have as many elements.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ def lift_matmul(node: gs.Node, facts: Facts, output: str) -> Lifted:
     dims = weight.dims
     if len(dims) < 2 or dims[-2] != channels or len(dims) > len(facts.shape(source)) or any(d != 1 for d in dims[:-2]):
         raise Decline("not-linear", f"a right factor of shape {list(dims)}")
+    _check_size(facts, dims[-1])
     geometry = Geometry.pointwise(dims[-1], channels, 1, 0)
 
     def numbers() -> Form:
@@ -53,6 +57,7 @@ def lift_gemm(node: gs.Node, facts: Facts, output: str) -> Lifted:
         raise Decline("unknown-shape", f"a right factor of shape {list(weight.dims)} for {channels} channels")
     if bias is not None and (len(bias.dims) > 2 or bias.dims not in ((), (1,), (outputs,), (1, outputs), (1, 1))):
         raise Decline("not-per-channel", f"a summand of shape {list(bias.dims)} varies along the batch")
+    _check_size(facts, outputs)
     geometry = Geometry.pointwise(outputs, inputs_, 1, 0)
 
     def numbers() -> Form:
@@ -67,3 +72,9 @@ def lift_gemm(node: gs.Node, facts: Facts, output: str) -> Lifted:
     branches = (Branch(source, geometry),)
     biased = bias is not None
     return Lifted(branches, numbers, "Gemm", geometry.macs, nodes=1 + count, biased=biased, within=alone)
+
+
+def _check_size(facts: Facts, outputs: int) -> None:
+    """Decline a flattened result of another size than the layout's."""
+    if facts.layout.kind == "flat" and outputs != facts.layout.size:
+        raise Decline("not-linear")

@@ -14,24 +14,24 @@ from onnxrep.plan.explain import Explainer
 from onnxrep.plan.numbers import Blocked, Evaluator
 from onnxrep.plan.records import Origin, Refusal, Region, Step, Summand
 from onnxrep.plan.search import Searcher, Solution
-from onnxrep.plan.sharing import find_shared
+from onnxrep.plan.sharing import find_shared, shared_goes
 from onnxrep.plan.views import View, Views
 
-__all__ = ["Origin", "Planner", "Refusal", "Region", "Step", "Summand"]
+__all__ = ["Origin", "Planner", "Refusal", "Region", "Step", "Summand", "shared_goes"]
 
 
 class Planner:
     """Finds the regions of one scope. Pure: it proposes, :func:`onnxrep.graph.commit` disposes."""
 
-    def __init__(self, facts: Facts, skipped: Collection[str] = ()) -> None:
-        """``skipped``: values that no region may make or look through."""
+    def __init__(self, facts: Facts, skipped: Collection[str] = (), apart: Collection[str] = ()) -> None:
+        """``skipped``: values that no region may make or look through; ``apart``: those that some reader must keep."""
         self._views = Views(facts)
         self._explain = Explainer(self._views)
         expander = Expander(self._views, self._explain.note)
         self._search = Searcher(self._views, expander)
         self._evaluator = Evaluator(self._views, expander)
         self._hopeless: set[View] = set()
-        self._skipped = skipped
+        self._skipped, self._apart = skipped, apart
         self._roots: set[str] = set()
         self._removed: set[int] = set()
         self._needed: set[str] = set()
@@ -42,7 +42,7 @@ class Planner:
             self._views.forbid(view, Decline("constant"))
         anchored = self._views.anchored
         if any(anchored.values()):
-            self._views.shared.update(find_shared(self._views))
+            self._views.shared, self._views.whole = find_shared(self._views, self._apart)
         self._solve_inner()
         roots = sorted(
             ((self._views.position(v), layout, v) for layout, values in anchored.items() for v in values),

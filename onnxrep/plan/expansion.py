@@ -69,7 +69,8 @@ class Expansion:
         costs: the same for each view.
         above: view -> unit of the map from its value to the output.
         parents: view -> the views that read it.
-        openable: views below a convolution that could be looked through, with positions per position of the output.
+        openable: views below a convolution that could be looked through, with positions per position of the output and
+            the share of their cost that this region bears.
         biases: rows in which a bias may be added, for each op that has one.
         shares: view -> the share of its cost that this region bears; the rest is borne by others that read it too.
         inside: positions of the nodes all of whose used outputs were looked through.
@@ -85,7 +86,7 @@ class Expansion:
     costs: dict[View, Price] = field(default_factory=dict)
     above: dict[View, float | None] = field(default_factory=dict)
     parents: dict[View, list[View | None]] = field(default_factory=dict)
-    openable: dict[View, float] = field(default_factory=dict)
+    openable: dict[View, tuple[float, float]] = field(default_factory=dict)
     biases: list[tuple[int, int] | None] = field(default_factory=list)
     shares: dict[View, float] = field(default_factory=dict)
     inside: set[int] = field(default_factory=set)
@@ -142,9 +143,7 @@ class Expander:
         result.expanded.append(view)
         result.above[view] = joined.unit
         result.parents[view] = [e.reader for e in entries]
-        share = min((result.shares[e.reader] for e in entries if e.reader is not None), default=1.0)
-        share *= self._views.shared.get(view, 1.0)
-        result.shares[view] = share
+        share = result.shares[view] = self._share(view, entries, result)
         positions = self._positions(result.root, view, joined)
         cost = Price(lifted.macs * positions * share, lifted.kernels * share, lifted.nodes * share)
         if lifted.averages and joined.chain:
@@ -157,6 +156,13 @@ class Expander:
         result.values.add(view[0])
         if all(name in result.values for name in self._views.outputs_in_use(position)):
             result.inside.update((position, *lifted.within))
+
+    def _share(self, view: View, entries: list[Entry], result: Expansion) -> float:
+        """Return the share of a view's cost that the region bears: all of its root's, less of what others take too."""
+        if view == result.root:
+            return 1.0
+        above = min(result.shares[e.reader] for e in entries if e.reader is not None)
+        return above * self._views.shared.get(view, 1.0)
 
     def _enters(
         self,
@@ -175,7 +181,8 @@ class Expander:
             return False
         shared = any(result.shares[e.reader] < 1.0 for e in entries if e.reader is not None)
         passes = lifted.averages and all(e.chain for e in entries)
-        if shared and (lifted.anchor or not (passes or all(b.geometry.is_diagonal for b in lifted.branches))):
+        diagonal = not lifted.anchor and (passes or all(b.geometry.is_diagonal for b in lifted.branches))
+        if shared and not diagonal and view not in self._views.whole:
             return False  # others read it too, and need not take it over
         free = all(e.is_free for e in entries) or lifted.nodes == 0
         carried = len(lifted.branches) == 1 and not lifted.anchor
@@ -186,7 +193,8 @@ class Expander:
             return True
         if free:
             return True
-        result.openable[view] = max(self._positions(result.root, view, e) for e in entries)
+        positions = max(self._positions(result.root, view, e) for e in entries)
+        result.openable[view] = positions, self._share(view, entries, result)
         return False
 
     def _positions(self, root: View, view: View, entry: Entry) -> float:

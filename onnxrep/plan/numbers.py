@@ -132,7 +132,8 @@ class Evaluator:
         if after != solution.price and not after.beats(expansion.spent):
             raise _unshifted(leaf for mine in leaves.values() for leaf in mine)
         shared: set[int] = set()  # what others need too dies when all have taken it over
-        for view in (v for v, share in expansion.shares.items() if share < 1.0):
+        views = [v for v, share in expansion.shares.items() if share < 1.0]
+        for view in views:
             lifted = self._views.lifted(view)
             shared.update((self._views.position(view[0]), *(lifted.within if lifted else ())))
         lifts = [self._views.lifted(v) for v in expansion.expanded]
@@ -144,6 +145,7 @@ class Evaluator:
             expansion.outlet,
             tuple(sorted(expansion.inside - shared)),
             tuple(sorted(expansion.inside | {self._views.position(v) for v, _ in expansion.expanded})),
+            tuple(sorted({self._views.position(view[0]) for view in views if view in self._views.whole})),
             tuple(segments),
             bias,
             "merge" if sums > sum(len(found) for _, found in segments) - 1 else "fuse",

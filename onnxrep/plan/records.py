@@ -126,6 +126,7 @@ class Region:
         outlet: in which layout the maps are meant, and how the output is made of their sum.
         removed: positions of the nodes that nothing else needs, root included, ascending.
         covered: positions of all nodes whose work the region takes over; more than ``removed`` where others share them.
+        shared: of those, the ones that must go with all who share them, or the region is not worth it.
         segments: rows of the output, and the summands that make them; stacked in this order.
         bias: ``[channels]``, or None for zero.
         kind: ``merge`` if parallel branches become one, else ``fuse``.
@@ -139,6 +140,7 @@ class Region:
     outlet: Outlet
     removed: tuple[int, ...]
     covered: tuple[int, ...]
+    shared: tuple[int, ...]
     segments: tuple[tuple[Span, tuple[Summand, ...]], ...]
     bias: Array | None
     kind: str

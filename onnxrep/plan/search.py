@@ -11,9 +11,10 @@ from onnxrep.plan.expansion import Entry, Expander, Expansion
 from onnxrep.plan.records import Origin
 from onnxrep.plan.stacking import stack
 from onnxrep.plan.views import View, Views
-from onnxrep.price import KERNEL, Part, Price, cover
+from onnxrep.price import BIASED, KERNEL, Part, Price, cover
 
 _LOOKAHEAD = 4
+_ROUNDING = 1e-9
 
 Parts = Mapping[Origin, Sequence[Part]]
 Segments = list[tuple[Span, list[tuple[Origin, Part]]]]
@@ -120,8 +121,8 @@ class Searcher:
                 cost += price
         if whole.segments is not None and whole.price.beats(cost):
             cost = whole.price
-        for view, positions in whole.expansion.openable.items():
-            cost += self._own(view).at(positions)
+        for view, (positions, share) in whole.expansion.openable.items():
+            cost += self._own(view).at(positions) * share
         return replace(best, total=cost, whole=whole.expansion, whole_parts=whole.parts)
 
     def _own(self, view: View) -> Price:
@@ -138,11 +139,17 @@ class Searcher:
         layout = expansion.outlet.layout
         parts = {origin: self._cover(origin, entries, layout) for origin, entries in expansion.leaves.items()}
         segments = self._segments(layout.kind, stack(parts, lambda a, b: self._alike(a, b, layout)))
+        if layout.kind == "flat" and not self._has_one_open_size(root[0]):
+            segments = None  # no constant shape leads back
         price = Price() if segments is None else self._price(expansion, segments)
         anchored = any(e.anchors for entries in expansion.leaves.values() for e in entries)
         folds = anchored and segments is not None and price.beats(expansion.spent)
-        folds = folds and self._anchors_of(segments) <= sum(map(self._is_anchor, expansion.expanded))
+        folds = folds and self._anchors_of(segments) <= self._anchors_in(expansion)
         return Solution(expansion, parts, segments, opened, price, price, folds, expansion, parts)
+
+    def _has_one_open_size(self, value: str) -> bool:
+        """Whether at most one size of a value is not static."""
+        return sum(not isinstance(d, int) for d in self._views.facts.shapes.of(value) or ()) < 2
 
     def _alike(self, first: Origin, second: Origin, layout: Layout) -> bool:
         """Whether two sources are known to have the same sizes, channels aside."""
@@ -153,10 +160,10 @@ class Searcher:
         rests = [[d for i, d in enumerate(s) if i != axis % len(s)] for s in shapes if s is not None]
         return rests[0] == rests[1]
 
-    def _is_anchor(self, view: View) -> bool:
-        """Whether a view is made by a convolution or product."""
-        lifted = self._views.lifted(view)
-        return lifted is not None and bool(lifted.anchor)
+    def _anchors_in(self, expansion: Expansion) -> float:
+        """Return how many convolutions and products were looked through, of shared ones the share; rounded up a bit."""
+        lifts = ((view, self._views.lifted(view)) for view in expansion.expanded)
+        return _ROUNDING + sum(expansion.shares[view] for view, lifted in lifts if lifted and lifted.anchor)
 
     @staticmethod
     def _anchors_of(segments: Segments | None) -> int:
@@ -211,7 +218,7 @@ class Searcher:
                 for each in _each(origin):
                     total += sum((s.price for s in each.steps), start=Price()) * self._share(each)
             biased = any(rows is None or (rows[0] < span[1] and span[0] < rows[1]) for rows in expansion.biases)
-            takes_bias = any(e in ("Conv", "ConvTranspose", "FlatConv") for e in emitted)
+            takes_bias = any(e in BIASED for e in emitted)
             takes_bias |= rank == 2 and any(e in ("Gemm", "MatMul") for e in emitted)
             if biased and not takes_bias:
                 total += KERNEL

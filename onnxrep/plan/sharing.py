@@ -1,14 +1,18 @@
-"""Scales and shifts that several convolutions read: each may take over its own copy if all of them do.
+"""What several convolutions read: each may take over its own copy if all of them do.
 
 A BatchNormalization in front of the three projections of an attention has three readers. It vanishes if every one of
-them absorbs it; if one cannot, it must stay and nothing is won.
+them absorbs it; if one cannot, it must stay and nothing is won. The same holds for a whole map that reads no
+neighbours: an adapter of two convolutions and a residual.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import Enum, auto
 
+from onnxrep.graph import Scope
 from onnxrep.lift import Lifted
+from onnxrep.plan.records import Region
 from onnxrep.plan.views import View, Views
 
 _LONGEST = 16
@@ -24,21 +28,41 @@ class _Shift(Enum):
     """There is one op, which vanishes as a whole or not at all."""
 
 
-def find_shared(views: Views) -> dict[View, float]:
-    """Return the views with several readers that all of them can absorb, with the share that each bears."""
+def find_shared(views: Views, apart: Collection[str] = ()) -> tuple[dict[View, float], set[View]]:
+    """Return the views with several readers that all of them can absorb, with the share that each bears.
+
+    And the views of the maps among those that are more than scales and shifts. ``apart``: values in which no such map
+    may end.
+    """
     found: dict[View, float] = {}
+    whole: set[View] = set()
     for value, readers in views.scope.readers.items():
         if len(set(readers)) < 2 or value in views.scope.pinned:
             continue
         for layout in views.layouts:
             view = (value, layout)
-            shift = _movable(views, view)
-            if shift is None:
-                continue
-            shares = _absorbed(views, view, shift, 0)
+            shift, inner = _movable(views, view), set[View]()
+            if shift is None and value not in apart:
+                shift, inner = _whole(views, view)
+            shares = None if shift is None else _absorbed(views, view, shift, 0)
             if shares is not None:
                 found.update(shares)
-    return found
+                whole |= inner
+    return found, whole
+
+
+def shared_goes(region: Region, scope: Scope, regions: Collection[Region]) -> bool:
+    """Whether all that a region takes over together with others goes once the given regions have been replaced."""
+    removed = {p for each in regions for p in each.removed}
+    read = {value for each in regions for value in each.sources}
+    gone = set(removed)
+    for position in sorted(region.shared, reverse=True):
+        outputs = set(scope.outputs_of(position))
+        users = {r for o in outputs for r in scope.readers.get(o, ())}
+        if position in removed or outputs & (scope.pinned | read) or not users <= gone:
+            return False
+        gone.add(position)
+    return True
 
 
 def _is_carried(lifted: Lifted) -> bool:
@@ -68,6 +92,27 @@ def _movable(views: Views, view: View) -> _Shift | None:
     if not kernels:
         return None
     return _Shift.NONE if not biased else _Shift.STAYS if kernels > 1 else _Shift.VANISHES
+
+
+def _whole(views: Views, view: View) -> tuple[_Shift | None, set[View]]:
+    """Return the views of the smallest map of one value that ends in a view and has a convolution, and what it adds.
+
+    It reads no neighbours and nobody needs what is inside; None and no views if there is no such map.
+    """
+    open_, inside, positions = {view}, set[View](), set[int]()
+    anchored = biased = False
+    while len(open_) > 1 or not anchored:
+        top = max(open_, key=lambda v: views.position(v[0]))
+        lifted = views.lifted(top)
+        if lifted is None or len(inside) == _LONGEST or not all(b.geometry.is_pointwise for b in lifted.branches):
+            return None, set()
+        if top[0] in views.scope.pinned or (inside and not positions.issuperset(views.scope.readers[top[0]])):
+            return None, set()
+        inside.add(top)
+        positions.add(views.position(top[0]))
+        open_ = (open_ - {top}) | {branch.view(top[1]) for branch in lifted.branches}
+        anchored, biased = anchored or bool(lifted.anchor), biased or lifted.biased
+    return _Shift.VANISHES if biased else _Shift.NONE, inside
 
 
 def _is_read_once(views: Views, view: View) -> bool:

@@ -34,7 +34,8 @@ class Views:
         self._lifted: dict[View, Lifted | None] = {}
         self._blocked: set[View] = set()
         self._fused = claimed(self.scope, facts.constants)
-        self.shared: dict[View, float] = {}
+        self.shared: dict[View, float] = {}  # what all readers take over, with the share of each
+        self.whole: set[View] = set()  # what they take over as a map with a convolution in it
 
     @cached_property
     def layouts(self) -> list[Layout]:
@@ -42,21 +43,25 @@ class Views:
         found = [FIRST]
         if any(n.op in _PRODUCTS for n in self.scope.nodes):
             found.append(LAST)
-        sizes = {size for node in self.scope.nodes if node.op == "Conv" for size in [self._flat_size(node)] if size}
+        sizes = {self._flat_size(node) for node in self.scope.nodes if node.op in ("Conv", *_PRODUCTS)} - {0}
         return found + [Layout("flat", size) for size in sorted(sizes)]
 
     def _flat_size(self, node: gs.Node) -> int:
-        """Return the channels of a Conv on images of one pixel that were an image of several before a Reshape, or 0."""
-        shape = self.facts.shapes.of(node.inputs[0].name)
-        if shape is None or len(shape) != 4 or shape[2:] != (1, 1) or not isinstance(shape[1], int):
+        """Return how many elements the images have that a layer maps as vectors to such vectors, or 0 for another node.
+
+        A layer is a Conv on images of one pixel, or a product; a Reshape made the vectors of the images.
+        """
+        source, result = (self.facts.shapes.of(v.name) for v in (node.inputs[0], node.outputs[0]))
+        position = self.position(node.inputs[0].name)
+        if source is None or position < 0 or self.scope.nodes[position].op not in ("Flatten", "Reshape"):
             return 0
-        position = self.scope.producer.get(node.inputs[0].name)
-        if position is None or self.scope.nodes[position].op != "Reshape":
+        size, form = source[1:2], (1, 1) if node.op == "Conv" else ()
+        if source[2:] != form or len(size) != 1 or not isinstance(size[0], int):
+            return 0
+        if node.op != "Conv" and (result is None or result[1:] != size):
             return 0
         before = self.facts.shapes.of(self.scope.nodes[position].inputs[0].name)
-        if before is None or len(before) < 4 or (suffix(before, shape[1]) or 0) < 3:
-            return 0
-        return shape[1]
+        return size[0] if before is not None and len(before) > 3 and (suffix(before, size[0]) or 0) > 2 else 0
 
     def lengths(self, view: View) -> tuple[int, ...] | None:
         """Return the spatial sizes of a value if all are static; None also where the layout has no spatial axes."""

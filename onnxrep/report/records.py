@@ -55,7 +55,8 @@ class Fold:
         kind: ``merge`` (parallel branches became one) or ``fuse`` (nodes in sequence became one).
         scope: the nodes around it if it lies in the body of an If, Loop or Scan; else empty.
         removed, emitted: what went in and what came out.
-        macs: multiply-accumulates per position of the output, before and after.
+        macs: multiply-accumulates per position of the output, before and after; of what several folds take over
+            together, before is the share.
         round: 1 for what folds at once, 2 and on for what folded thanks to a former round.
         certificate: how it was proven.
 
