@@ -16,6 +16,7 @@ from models.blocks import seed_blocks
 from models.net import Net
 from onnxrep import Options, files, optimize
 from onnxrep.errors import InvalidModel, MissingInput, OutputError, UsageError
+from onnxrep.files import writing
 from tests.tools import run
 
 BLOCK = next(iter(seed_blocks()))
@@ -235,7 +236,7 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path, monkeypatch, st
     source, target = saved(tmp_path), tmp_path / "out.onnx"
     target.write_bytes(b"precious")
     if step == "write":
-        monkeypatch.setattr(files, "_settle", full)
+        monkeypatch.setattr(writing, "settle", full)
     else:
         monkeypatch.setattr(os, step, full)
     with pytest.raises(OutputError, match="No space left"):

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxrep import files
+from onnxrep.escape import printable
 from onnxrep.graph import DEFAULT_DOMAINS
 from onnxrep.proof import judge
 from onnxrep.proof.emulation import in_bfloat16, number_types
@@ -42,7 +42,7 @@ class Side:
 
     model: onnx.ModelProto
     data: bytes | None
-    folder: Path | None
+    folder: files.Folder | None
 
     def serialized(self) -> bytes:
         """Return the bytes of the model.
@@ -121,7 +121,7 @@ def interface_fault(before: onnx.ModelProto, after: onnx.ModelProto) -> str:
             return f"{kind}s {[v.name for v in new]} instead of {[v.name for v in old]}"
         for a, b in zip(old, new, strict=True):
             if a.type != b.type:
-                return f"{kind} {files.printable(a.name)} is declared with another type or shape"
+                return f"{kind} {printable(a.name)} is declared with another type or shape"
     return ""
 
 
@@ -326,7 +326,7 @@ class _Check:
         """Build the twin of the original, with the watched values as outputs."""
         source = onnx.ModelProto()
         source.ParseFromString(_with_outputs(self._before, self._extra))
-        runtime = Runtime("cpu", self._runtime.threads)
+        runtime = replace(self._runtime, provider="cpu")
         session, islands = session_of_twin(source, self._before.folder, runtime, shapes)
         self._islands |= set(islands)
         return session
@@ -348,7 +348,7 @@ class _Check:
         if wrong:
             f = wrong[0]
             errors = f" (error {f.error_after:.3g}, the original's {f.error_before:.3g})" if f.rms else ""
-            where = f"{files.printable(f.output)} on {f.inputs}"
+            where = f"{printable(f.output)} on {f.inputs}"
             return self._say("rejected", f"{where} differs{errors}{': ' if f.detail else ''}{f.detail}")
         undecided = sum(f.status == "undecided" for f in self._figures)
         if undecided:
@@ -361,7 +361,7 @@ class _Check:
             mine = [f for f in self._figures if f.output == output]
             if not any(f.status == "same" and not f.inputs.startswith(CONSTANT_SETS) for f in mine):
                 kinds = sorted({f.detail or f.status for f in mine})
-                return self._say("unverified", f"output {files.printable(output)} decided nothing: {'; '.join(kinds)}")
+                return self._say("unverified", f"output {printable(output)} decided nothing: {'; '.join(kinds)}")
         return self._say("verified")
 
 
@@ -394,7 +394,7 @@ def _with_outputs(side: Side, names: Iterable[str]) -> bytes:
 
 
 def session_of_twin(
-    model: onnx.ModelProto, folder: Path | None, runtime: Runtime, shapes: Mapping[str, tuple[int, ...]] | None
+    model: onnx.ModelProto, folder: files.Folder | None, runtime: Runtime, shapes: Mapping[str, tuple[int, ...]] | None
 ) -> tuple[Session, list[str]]:
     """Return a session of a model's float64 twin, and its islands: ops for which there is no double kernel.
 
