@@ -76,6 +76,23 @@ class Folder:
         self._stamps: dict[str, Stamp] = {}
 
     @property
+    def root(self) -> Path:
+        """The folder that no data may lie outside of."""
+        return self.cache or self.path
+
+    def unlinked(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Return a model whose locations start in :attr:`root` and lead to no link: the same one outside a cache."""
+        if self.cache is None:
+            return model
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        for tensor in tensors(copy):
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = Path(*self._place(entry.value)[1]).as_posix()
+        return copy
+
+    @property
     def locations(self) -> list[str]:
         """The data files that were met, as the model names them, sorted."""
         return sorted(self._stamps)

@@ -78,7 +78,7 @@ def write(
         with temporary(target.parent) as (file, name):
             file.write(data)
             settle(file)
-            _check_written(Path(name), data, source, target)
+            _check_written(Path(name), data, target)
             check(Path(name))
             _check_source(source, target)
             os.replace(name, target)
@@ -98,8 +98,9 @@ def _to_move(model: onnx.ModelProto, source: ModelFile, target: Path, external: 
 
 
 def _same_folder(source: ModelFile, target: Path) -> bool:
-    """Whether what the source says of its data is also right beside ``target``."""
-    return source.folder is not None and target.resolve().parent == source.folder.path
+    """Whether what the source says of its data is also right beside ``target``: links in a cache are for reading."""
+    folder = source.folder
+    return folder is not None and folder.cache is None and target.resolve().parent == folder.path
 
 
 def _serialized(model: onnx.ModelProto, target: Path) -> bytes:
@@ -112,14 +113,13 @@ def _serialized(model: onnx.ModelProto, target: Path) -> bytes:
     raise OutputError(f"{target}: the model is larger than 2 GiB; --external-data keeps its weights apart")
 
 
-def _check_written(path: Path, data: bytes, source: ModelFile, target: Path) -> None:
+def _check_written(path: Path, data: bytes, target: Path) -> None:
     """Read the complete temporary model back: the same bytes, and every reference leads to data that is there."""
     written = path.read_bytes()
     if written != data:
         raise OutputError(f"{target}: what was written does not read back the same")
-    cache = source.folder.cache if source.folder and _same_folder(source, target) else None
     try:
-        check_tensors(onnx.ModelProto.FromString(written), Folder(target.resolve().parent, cache), str(target))
+        check_tensors(onnx.ModelProto.FromString(written), Folder(target.resolve().parent), str(target))
     except (InvalidModel, DecodeError) as error:
         raise OutputError(f"{target}: what was written cannot be used ({error}); nothing there was changed") from None
 

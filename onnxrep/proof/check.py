@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,7 +45,7 @@ class Side:
     folder: files.Folder | None
 
     def serialized(self) -> bytes:
-        """Return the bytes of the model.
+        """Return the bytes of the model, as ONNX Runtime can read them: it follows no links.
 
         Raises:
             CannotRun: it is larger than a protobuf message may be.
@@ -53,6 +53,8 @@ class Side:
         """
         if self.data is None and self.model.ByteSize() > LARGEST_MESSAGE:
             raise CannotRun("the model is larger than 2 GiB; keep its weights in external data")
+        if self.folder is not None and self.folder.cache is not None:
+            return self.folder.unlinked(self.model).SerializeToString()
         return self.model.SerializeToString() if self.data is None else self.data
 
 
@@ -210,8 +212,9 @@ class _Check:
 
     def _sessions(self, side: Side, watched: Sequence[str] = ()) -> list[Session]:
         """Return a session per level, with the probes as further outputs; where nothing is optimized, more of them."""
-        plain = _with_outputs(side, self._extra)
-        data = {"off": _with_outputs(side, [*self._extra, *watched]) if watched else plain, "all": plain}
+        plain = _with_outputs(side, self._extra).serialized()
+        more = _with_outputs(side, [*self._extra, *watched]).serialized() if watched else plain
+        data = {"off": more, "all": plain}
         return [self._runtime.session(data[level], level, side.folder) for level in self._levels]
 
     def _stand_ins(self) -> tuple[Side, Side]:
@@ -324,8 +327,7 @@ class _Check:
 
     def _build_twin(self, shapes: Mapping[str, tuple[int, ...]] | None) -> Session:
         """Build the twin of the original, with the watched values as outputs."""
-        source = onnx.ModelProto()
-        source.ParseFromString(_with_outputs(self._before, self._extra))
+        source = _with_outputs(self._before, self._extra).model
         runtime = replace(self._runtime, provider="cpu")
         session, islands = session_of_twin(source, self._before.folder, runtime, shapes)
         self._islands |= set(islands)
@@ -381,16 +383,15 @@ def _same(first: Any, second: Any) -> bool:
     return a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-def _with_outputs(side: Side, names: Iterable[str]) -> bytes:
-    """Return the bytes of a model that also outputs these values."""
-    names = list(names)
+def _with_outputs(side: Side, names: Sequence[str]) -> Side:
+    """Return a model that also outputs these values."""
     if not names:
-        return side.serialized()
+        return side
     copy = onnx.ModelProto()
     copy.CopyFrom(side.model)
     for name in names:
         copy.graph.output.add(name=name)
-    return Side(copy, None, side.folder).serialized()
+    return Side(copy, None, side.folder)
 
 
 def session_of_twin(

@@ -77,7 +77,7 @@ class Runtime:
         reuse_memory: bool = True,
         alone: bool = False,
     ) -> Session:
-        """Return a session; external data of a model that is no path is looked for in ``folder``.
+        """Return a session; external data of a model that is no path is looked for in the root of ``folder``.
 
         ``reuse_memory=False`` spares graphs of many thousand nodes ONNX Runtime's quadratic planning of buffers; with
         ``alone`` no node may be left to the CPU instead of the provider.
@@ -95,7 +95,7 @@ class Runtime:
         if alone:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         if folder is not None:
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.path))
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.root))
         name = PROVIDERS[self.provider]
         settings: dict[str, Any] = {}
         if self.provider == "cuda":
