@@ -9,7 +9,7 @@ from __future__ import annotations
 from onnxrep.files.external import Folder, array, check_tensors
 from onnxrep.files.reading import ModelFile, parse, read
 from onnxrep.files.temporary import check_target, remove_stale, write_bytes
-from onnxrep.files.tensors import is_external, sparse_tensors, tensor_bytes, tensors
+from onnxrep.files.tensors import is_external, refer, sparse_tensors, tensor_bytes, tensors
 from onnxrep.files.writing import ALIGNMENT, write
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "is_external",
     "parse",
     "read",
+    "refer",
     "remove_stale",
     "sparse_tensors",
     "tensor_bytes",

@@ -29,7 +29,7 @@ class ModelFile:
         path: the file, or None for a model that was handed over in memory.
         data: the bytes of the file (or of the message handed over), never changed.
         model: the parsed message; external tensors stay references.
-        folder: where references to external data start, or None where there can be none.
+        folder: where references to external data start, or None where there are none.
         stamp: which file it was, or None for a model in memory.
 
     """
@@ -126,7 +126,7 @@ def parse(data: bytes, path: Path | None = None, stamp: Stamp | None = None, hf_
         raise InvalidModel(f"{label}: {what}") from None
     folder = _folder(path, model, hf_cache) if path else None
     check_tensors(model, folder, label)
-    return ModelFile(path, data, model, folder, stamp)
+    return ModelFile(path, data, model, folder if folder and folder.locations else None, stamp)
 
 
 def _folder(path: Path, model: onnx.ModelProto, hf_cache: bool) -> Folder:

@@ -71,6 +71,16 @@ def is_external(tensor: TensorProto) -> bool:
     return tensor.data_location == TensorProto.EXTERNAL
 
 
+def refer(tensor: TensorProto, location: str, offset: int) -> None:
+    """Make a tensor take its data from a file instead of from the message."""
+    size = tensor_bytes(tensor)
+    tensor.ClearField("raw_data")
+    del tensor.external_data[:]
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", size)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
 def bits(data_type: int) -> int | None:
     """Return the size of one element, or None where it is not fixed."""
     if data_type in (TensorProto.STRING, TensorProto.UNDEFINED):

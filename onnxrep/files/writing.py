@@ -18,7 +18,7 @@ from onnxrep.errors import InvalidModel, OutputError
 from onnxrep.files.external import Folder, Piece, Stamp, check_tensors
 from onnxrep.files.reading import LARGEST_MESSAGE, ModelFile
 from onnxrep.files.temporary import PREFIX, check_target, not_written, remove_stale, settle, settle_folder, temporary
-from onnxrep.files.tensors import is_external, tensor_bytes, tensors
+from onnxrep.files.tensors import is_external, refer, tensor_bytes, tensors
 
 INLINE_LIMIT = 1 << 30
 """Bytes of tensors that may lie inside one file; protobuf itself ends at 2 GiB."""
@@ -164,12 +164,7 @@ def _write_data(target: Path, outside: list[onnx.TensorProto], folder: Folder | 
             raise OutputError(f"{target}: the data file does not have the size that was written")
         final, is_new = _named(name, target, digest.hexdigest())
     for tensor, start in places:
-        size = tensor_bytes(tensor)
-        tensor.ClearField("raw_data")
-        del tensor.external_data[:]
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", final.name), ("offset", start), ("length", size)):
-            tensor.external_data.add(key=key, value=str(value))
+        refer(tensor, final.name, start)
     return final, is_new
 
 

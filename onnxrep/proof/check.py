@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,8 +20,9 @@ from onnxrep.proof.errors import CannotRun, NeedsSizes, NoInput, NoTwin
 from onnxrep.proof.inputs import CONSTANT_SETS, InputSet, Wishes, describe, index_limits, input_sets, seed_of
 from onnxrep.proof.judge import OutputFigures, compare, settle
 from onnxrep.proof.memory import budget, needed
+from onnxrep.proof.reference import session_of_twin
 from onnxrep.proof.sessions import LARGEST_MESSAGE, Level, Runtime, Session
-from onnxrep.proof.twin import FLOATS, MARK, RANDOM, Twin, operators
+from onnxrep.proof.twin import FLOATS, RANDOM, Twin, operators
 
 LEVELS: tuple[Level, ...] = ("off", "all")
 
@@ -32,7 +32,6 @@ DISCRETE = frozenset(
 )
 """Ops at which an error within rounding may become a jump."""
 
-_MOST_ISLANDS = 24
 _SMALL_INPUT = 1 << 22
 
 
@@ -392,30 +391,6 @@ def _with_outputs(side: Side, names: Sequence[str]) -> Side:
     for name in names:
         copy.graph.output.add(name=name)
     return Side(copy, None, side.folder)
-
-
-def session_of_twin(
-    model: onnx.ModelProto, folder: files.Folder | None, runtime: Runtime, shapes: Mapping[str, tuple[int, ...]] | None
-) -> tuple[Session, list[str]]:
-    """Return a session of a model's float64 twin, and its islands: ops for which there is no double kernel.
-
-    Raises:
-        NoTwin: there is none.
-    """
-    forced: frozenset[str] = frozenset()
-    for _ in range(_MOST_ISLANDS):
-        twin = Twin(model, folder, forced, shapes)
-        if sum(len(t.raw_data) for t in files.tensors(twin.model)) > LARGEST_MESSAGE:
-            raise NoTwin("it would be larger than 2 GiB")
-        try:
-            return runtime.session(twin.model, "off", reuse_memory=False), twin.islands
-        except CannotRun as error:
-            missing = re.search(rf"implementation for (\w+)\(|(\w+){re.escape(MARK)}", str(error))
-            culprit = missing and (missing[1] or missing[2])
-            if not culprit or culprit in forced:
-                raise NoTwin(str(error)) from None
-            forced |= {culprit}
-    raise NoTwin("too many ops have no double kernel")
 
 
 def roundoff_of(before: onnx.ModelProto, after: onnx.ModelProto) -> float:

@@ -95,6 +95,8 @@ class Runtime:
         if alone:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         if folder is not None:
+            if level == "off":  # packing copies every weight; as it is, ONNX Runtime maps it
+                options.add_session_config_entry("session.disable_prepacking", "1")
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.root))
         name = PROVIDERS[self.provider]
         settings: dict[str, Any] = {}

@@ -7,7 +7,8 @@ in double. What can neither run nor be lowered becomes a float32 *island* betwee
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
@@ -33,6 +34,9 @@ _ISLANDS = frozenset(
 """Ops without a double kernel that can be trusted, and without a lowering."""
 
 _FAR = int(np.iinfo(np.int64).max)
+_LARGE = 1 << 16
+"""Bytes from which on a weight may be kept apart."""
+
 MARK = "|kept"
 """Ends the op type in the names of nodes that were taken over: ONNX Runtime's complaints then name the op."""
 
@@ -54,6 +58,7 @@ class Twin:
         folder: files.Folder | None,
         islands: frozenset[str] = frozenset(),
         shapes: Mapping[str, tuple[int, ...]] | None = None,
+        apart: BinaryIO | None = None,
     ) -> None:
         """Build the twin.
 
@@ -62,13 +67,14 @@ class Twin:
             folder: where its external data lies.
             islands: op types to leave in float32 besides those known to have no double kernel.
             shapes: fixed input shapes, where a lowering needs to know sizes.
+            apart: takes the large weights, which the message then refers to by this file's name.
 
         Raises:
             NoTwin: a type or op in it cannot be expressed.
 
         """
         source = _inlined(model, shapes)
-        self._folder = folder
+        self._folder, self._apart = folder, apart
         self.forced = islands
         self.found: set[str] = set()
         self.opset = max((o.version for o in source.opset_import if o.domain in DEFAULT_DOMAINS), default=0)
@@ -144,14 +150,32 @@ class Twin:
         used |= {v.name for v in self.model.graph.output}
         for own, target in self._pending:
             for name in own.keys() & used:
-                add_tensor(target, name, self.array(name), own[name])
+                values = self.array(name)
+                if values is None:
+                    target.initializer.add().CopyFrom(self.tensor(own[name]))
+                else:
+                    self.add(target, name, values)
+
+    def add(self, graph: onnx.GraphProto, name: str, values: NDArray[Any]) -> None:
+        """Add an initializer."""
+        kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+        tensor = graph.initializer.add(name=name, data_type=kind, dims=values.shape)
+        if self._apart is None or values.nbytes < _LARGE:
+            tensor.raw_data = values.tobytes()
+            return
+        self._apart.write(bytes(-self._apart.tell() % files.ALIGNMENT))
+        files.refer(tensor, Path(self._apart.name).name, self._apart.tell())
+        self._apart.write(np.ascontiguousarray(values).data)
 
     def array(self, name: str) -> NDArray[np.float64] | None:
         """Return an initializer that holds floats, in double; None for any other value."""
         tensor = self._sources.get(name)
-        if name not in self._arrays and tensor is not None and tensor.data_type in FLOATS:
-            self._arrays[name] = np.asarray(files.array(tensor, self._folder), np.float64)
-        return self._arrays.get(name)
+        if name in self._arrays or tensor is None or tensor.data_type not in FLOATS:
+            return self._arrays.get(name)
+        values = np.asarray(files.array(tensor, self._folder), np.float64)
+        if self._apart is None:  # a model so large that weights are kept apart does not fit into memory twice
+            self._arrays[name] = values
+        return values
 
     def tensor(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """Return a tensor in double if it holds floats, with its data inside the message."""
@@ -229,7 +253,7 @@ class Writer:
         """Add an initializer and return its name."""
         name = self.twin.fresh(f"{self.node.output[0]}/constant")
         array = np.asarray(values, dtype)
-        add_tensor(self._target, name, array, None)
+        self.twin.add(self._target, name, array)
         return name
 
     def array(self, name: str) -> NDArray[np.float64] | None:
@@ -354,19 +378,6 @@ class Writer:
         for inner, name in zip(copy.output, outputs, strict=True):
             if inner != name:
                 self.op("Cast", inner, output=name, to=TensorProto.DOUBLE)
-
-
-def add_tensor(graph: onnx.GraphProto, name: str, values: NDArray[Any] | None, source: onnx.TensorProto | None) -> None:
-    """Add an initializer: ``values``, or where there are none a copy of ``source``."""
-    tensor = graph.initializer.add()
-    if values is None:
-        assert source is not None
-        tensor.CopyFrom(source)
-        return
-    tensor.name = name
-    tensor.data_type = helper.np_dtype_to_tensor_dtype(values.dtype)
-    tensor.dims.extend(values.shape)
-    tensor.raw_data = values.tobytes()
 
 
 def _island_type(kind: int) -> int:
