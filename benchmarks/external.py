@@ -34,7 +34,6 @@ def build(path: Path, layers: int = LAYERS) -> int:
     x = net.input((1, 64, 32, 32))
     for _ in range(2):
         x = net.relu(net.add(net.conv_bn(x, 64, 3), net.conv_bn(x, 64, 1), net.bn(x)))
-    image = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
     net.inputs.append(onnx.helper.make_tensor_value_info("words", TensorProto.INT64, (1, SEEN)))
     shapes = {"table": (WORDS, WIDTH)}
     text = net.op("Gather", "table", "words", axis=0)
@@ -44,7 +43,7 @@ def build(path: Path, layers: int = LAYERS) -> int:
         text = net.op("Add", text, net.op("MatMul", net.relu(up), f"down_{layer}"))
     outputs = [
         onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-        for name, shape in ((image, (1, 64)), (text, (1, SEEN, WIDTH)))
+        for name, shape in ((x, (1, 64, 32, 32)), (text, (1, SEEN, WIDTH)))
     ]
     graph = onnx.helper.make_graph(net.nodes, "large", net.inputs, outputs)
     with path.with_suffix(".bin").open("wb") as file:

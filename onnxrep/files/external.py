@@ -204,10 +204,11 @@ class Folder:
             handle = _open_below(*self._place(location))
         except OSError as error:
             raise InvalidModel(self._why_not_open(shown, error)) from None
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            os.close(handle)
+            raise InvalidModel(f"{shown} is not a regular file with a single name")
         with os.fdopen(handle, "rb") as file:
-            status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-                raise InvalidModel(f"{shown} is not a regular file with a single name")
             yield file
 
     def _place(self, location: str) -> tuple[Path, Sequence[str]]:

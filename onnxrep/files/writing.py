@@ -78,9 +78,10 @@ def write(
         with temporary(target.parent) as (file, name):
             file.write(data)
             settle(file)
+            _check_source(source, target)
             _check_written(Path(name), data, target)
             check(Path(name))
-            _check_source(source, target)
+            _check_source(source, target)  # what was checked meanwhile took its time
             os.replace(name, target)
         undo.pop_all()
         settle_folder(target.parent)
