@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from onnxrep import __version__
 from onnxrep.errors import OnnxrepError, UsageError
+from onnxrep.escape import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _complain(text: str) -> None:
     """Print one line to stderr."""
-    print(f"onnxrep: {' '.join(text.splitlines())}", file=sys.stderr)  # noqa: T201
+    print(f"onnxrep: {printable(' '.join(text.splitlines()))}", file=sys.stderr)  # noqa: T201
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,7 +56,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,6 +80,15 @@ def _common(parser: argparse.ArgumentParser) -> None:
     """Add what every command knows."""
     parser.add_argument("-v", "--verbose", action="store_true", help="show every fold and every refusal")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _reading(parser: argparse.ArgumentParser) -> None:
+    """Add what commands that read models know."""
+    parser.add_argument(
+        "--hf-cache",
+        action="store_true",
+        help="read models in a Hugging Face cache: follow links that stay inside the repository's own cache folder",
+    )
 
 
 def _folding(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +123,14 @@ def _checking(parser: argparse.ArgumentParser) -> None:
         "--input-data", type=Path, metavar="FILE.npz", help="check on these inputs too (arrays named as the inputs)"
     )
     parser.add_argument(
+        "--custom-ops-lib",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="library of custom ops for ONNX Runtime; its code is run, so name only one that you trust",
+    )
+    parser.add_argument(
         "--threads", type=_count, default=0, metavar="N", help="threads for ONNX Runtime (default: its own choice)"
     )
 
@@ -144,6 +161,7 @@ def _optimize_command(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--follow-symlinks", action="store_true", help="write through an output that is a symbolic link"
     )
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write everything about the run as JSON")
+    _reading(parser)
     _folding(parser)
     _checking(parser)
     _common(parser)
@@ -157,6 +175,7 @@ def _inspect_command(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="the .onnx file to read")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write everything as JSON")
+    _reading(parser)
     _folding(parser)
     _common(parser)
     parser.set_defaults(run=_inspect)
@@ -169,6 +188,7 @@ def _verify_command(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser.add_argument("before", type=Path, metavar="BEFORE", help="the original model")
     parser.add_argument("after", type=Path, metavar="AFTER", help="the model that should be the same function")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    _reading(parser)
     _checking(parser)
     _common(parser)
     parser.set_defaults(run=_verify)
@@ -195,6 +215,8 @@ def _options(arguments: argparse.Namespace) -> Options:
         inline_functions=getattr(arguments, "inline_functions", False),
         external_data=getattr(arguments, "external_data", False),
         follow_symlinks=getattr(arguments, "follow_symlinks", False),
+        hf_cache=arguments.hf_cache,
+        custom_ops_lib=tuple(arguments.custom_ops_lib),
         threads=arguments.threads,
     )
 
@@ -257,7 +279,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     if arguments.report:
         files.check_target(arguments.report)
         _check_apart(arguments.report, arguments.model)
-    report = pipeline.inspect(arguments.model, inline_functions=arguments.inline_functions)
+    report = pipeline.inspect(arguments.model, inline_functions=arguments.inline_functions, hf_cache=arguments.hf_cache)
     if arguments.report:
         files.write_bytes(arguments.report, report.to_json().encode())
     if arguments.json:
@@ -270,11 +292,11 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     """Run ``verify``."""
     from onnxrep import pipeline
-    from onnxrep.report import text
+    from onnxrep.report import records, text
 
     found = pipeline.verify(arguments.before, arguments.after, _options(arguments))
     if arguments.json:
-        sys.stdout.write(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(records.json_text(found.to_dict()))
     else:
         text.show_verification(found, _console(), arguments.verbose)
     return 0 if found.verdict == "verified" else 1

@@ -6,7 +6,6 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -15,6 +14,7 @@ from onnxrep import files, reasons, validity
 from onnxrep.constants import Constants
 from onnxrep.emit import Emitter
 from onnxrep.errors import InvalidModel
+from onnxrep.escape import printable
 from onnxrep.graph import Edit, Model, Scope, commit
 from onnxrep.lift import FIRST, LIFTED, Facts
 from onnxrep.plan import Planner, Region, shared_goes
@@ -63,7 +63,7 @@ class _Proposal:
     @property
     def place(self) -> Place:
         """The value that it makes."""
-        return self.scope.label, files.printable(self.region.output)
+        return self.scope.label, printable(self.region.output)
 
     @property
     def claim(self) -> Claim:
@@ -83,8 +83,8 @@ class _Proposal:
         """Return the record of the fold."""
         scope, region = self.scope, self.region
         return records.Fold(
-            files.printable(str(self.edit.nodes[-1].outputs[0].name)),
-            tuple(map(files.printable, region.sources)),
+            printable(str(self.edit.nodes[-1].outputs[0].name)),
+            tuple(map(printable, region.sources)),
             region.kind,
             scope.label,
             tuple(records.Node(scope.node_label(p), scope.nodes[p].op) for p in region.covered),
@@ -99,7 +99,7 @@ _Proven = tuple[_Proposal, Certificate]
 
 
 def fold(
-    proto: onnx.ModelProto, folder: Path | None, clock: Clock | None = None, skipped: Collection[Place] = ()
+    proto: onnx.ModelProto, folder: files.Folder | None, clock: Clock | None = None, skipped: Collection[Place] = ()
 ) -> tuple[list[records.Fold], list[records.Refusal]]:
     """Fold a model in place, in as many rounds as find something; return what was done and what was left alone.
 
@@ -121,7 +121,9 @@ def fold(
 class _Folding:
     """The rounds of one model."""
 
-    def __init__(self, proto: onnx.ModelProto, folder: Path | None, clock: Clock, skipped: Collection[Place]) -> None:
+    def __init__(
+        self, proto: onnx.ModelProto, folder: files.Folder | None, clock: Clock, skipped: Collection[Place]
+    ) -> None:
         self._proto, self._folder, self._clock = proto, folder, clock
         self._skipped = set(skipped)
         self._doubts: set[Place] = set()
@@ -210,7 +212,7 @@ def _complete(proven: list[_Proven]) -> tuple[list[_Proven], set[Place]]:
                 good.append((proposal, certificate))
                 continue
             values = (v for position in region.shared for v in scope.outputs_of(position))
-            incomplete.update((scope.label, files.printable(value)) for value in values)
+            incomplete.update((scope.label, printable(value)) for value in values)
         if len(good) == len(proven):
             return good, incomplete
         proven = good
@@ -219,7 +221,7 @@ def _complete(proven: list[_Proven]) -> tuple[list[_Proven], set[Place]]:
 def _values(places: Collection[Place], scope: Scope) -> list[str]:
     """Return the values that a scope makes among some places."""
     names = {value for label, value in places if label == scope.label}
-    return [value for value in scope.producer if names and files.printable(value) in names]
+    return [value for value in scope.producer if names and printable(value) in names]
 
 
 def _edits(proposals: Sequence[_Proposal]) -> Iterator[tuple[Scope, Edit]]:
@@ -236,7 +238,7 @@ def _edits(proposals: Sequence[_Proposal]) -> Iterator[tuple[Scope, Edit]]:
 def _refusal(scope: Scope, position: int, code: str, detail: str) -> records.Refusal:
     """Return the record of a refusal."""
     node = records.Node(scope.node_label(position), scope.nodes[position].op)
-    return records.Refusal(node, scope.label, code, reasons.REASONS[code], files.printable(detail))
+    return records.Refusal(node, scope.label, code, reasons.REASONS[code], printable(detail))
 
 
 def _check_whole(proto: onnx.ModelProto) -> None:
@@ -268,7 +270,7 @@ def known_facts(model: Model) -> list[Facts]:
 
 def _emitted(node: gs.Node, edit: Edit) -> records.Emitted:
     """Return the record of a new node."""
-    name = files.printable(node.name or f"{node.op} -> {node.outputs[0].name}")
+    name = printable(node.name or f"{node.op} -> {node.outputs[0].name}")
     shapes = {n: v.shape for n, v in edit.tensors}
     weight = next((shapes[v.name] for v in node.inputs if len(shapes.get(v.name, ())) > 1), ())
     if node.op in ("MatMul", "Gemm") and weight:

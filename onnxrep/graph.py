@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxrep import files
+from onnxrep.escape import printable
 
 G_LOGGER.severity = G_LOGGER.CRITICAL  # it prints to stdout
 
@@ -120,7 +120,7 @@ class Scope:
     def node_label(self, position: int) -> str:
         """Return a node's name, or what else tells it from others."""
         node, outputs = self.nodes[position], self.outputs_of(position)
-        return files.printable(node.name or (f"{node.op} -> {outputs[0]}" if outputs else f"{node.op} #{position}"))
+        return printable(node.name or (f"{node.op} -> {outputs[0]}" if outputs else f"{node.op} #{position}"))
 
 
 class Model:
@@ -134,7 +134,7 @@ class Model:
 
     """
 
-    def __init__(self, proto: onnx.ModelProto, folder: Path | None, lifted: Collection[str]) -> None:
+    def __init__(self, proto: onnx.ModelProto, folder: files.Folder | None, lifted: Collection[str]) -> None:
         """``lifted``: the op types whose attributes the view must show."""
         self.proto, self.folder = proto, folder
         self._used: dict[str, int] = {}

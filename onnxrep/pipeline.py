@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,7 +13,8 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxrep import __version__, files, reasons, rollback, validity
-from onnxrep.errors import UnsupportedModel, UsageError
+from onnxrep.errors import OutputError, UnsupportedModel, UsageError
+from onnxrep.escape import printable
 from onnxrep.folding import Clock, Place, fold
 from onnxrep.report import records
 from onnxrep.report.records import Report
@@ -42,6 +43,9 @@ class Options:
             a model in which nothing folds stays as it was.
         external_data: write all weights into a data file beside the model.
         follow_symlinks: write through an output path that is a symbolic link.
+        hf_cache: read models in a Hugging Face cache, whose files are links: follow those that stay inside the
+            repository's own cache folder.
+        custom_ops_lib: libraries of custom ops for ONNX Runtime. They are code that runs, so name only trusted ones.
         threads: for ONNX Runtime; 0 leaves it to choose.
 
     """
@@ -55,6 +59,8 @@ class Options:
     inline_functions: bool = False
     external_data: bool = False
     follow_symlinks: bool = False
+    hf_cache: bool = False
+    custom_ops_lib: Sequence[Path] = ()
     threads: int = 0
 
 
@@ -115,7 +121,8 @@ def optimize(
     if options.verify:
         _runtime(options).check()
     with clock.stage("read"):
-        source = load(model)
+        source = load(model, options.hf_cache)
+        external = source.external_digests()
     before = Counter(_ops(source.model))
     bytes_before = _weight_bytes(source.model)
     folds, refusals = _fold_all(source, options.inline_functions, clock)
@@ -139,6 +146,7 @@ def optimize(
                 changed=bool(folds),
                 external=options.external_data,
                 follow_symlinks=options.follow_symlinks,
+                check=_loading(verification, options),
             )
     report = Report(
         status,
@@ -156,16 +164,18 @@ def optimize(
         clock.seconds,
         versions(),
         _given(options),
+        external,
     )
     return Result(source.model if good else source.fresh(), report)
 
 
-def inspect(model: ModelLike, *, inline_functions: bool = False) -> Report:
+def inspect(model: ModelLike, *, inline_functions: bool = False, hf_cache: bool = False) -> Report:
     """Say what would fold in a model and what would not, and why; nothing is verified or written.
 
     Args:
         model: as for :func:`optimize`.
         inline_functions: see :class:`Options`.
+        hf_cache: see :class:`Options`.
 
     Raises:
         UsageError, InvalidModel, UnsupportedModel: see :func:`optimize`.
@@ -173,7 +183,7 @@ def inspect(model: ModelLike, *, inline_functions: bool = False) -> Report:
     """
     clock = Clock()
     with clock.stage("read"):
-        source = load(model)
+        source = load(model, hf_cache)
     before, bytes_before = Counter(_ops(source.model)), _weight_bytes(source.model)
     folds, refusals = _fold_all(source, inline_functions, clock)
     return Report(
@@ -205,19 +215,19 @@ def verify(before: ModelLike, after: ModelLike, options: Options | None = None) 
     _runtime(options).check()
     from onnxrep.proof.check import Side
 
-    old, new = load(before), load(after)
+    old, new = load(before, options.hf_cache), load(after, options.hf_cache)
     return _check(Side(old.model, old.data, old.folder), Side(new.model, new.data, new.folder), options)
 
 
-def load(model: ModelLike) -> files.ModelFile:
-    """Read and check a model from whatever holds it."""
+def load(model: ModelLike, hf_cache: bool = False) -> files.ModelFile:
+    """Read and check a model from whatever holds it; ``hf_cache`` as in :class:`Options`."""
     if isinstance(model, gs.Graph):
         model = gs.export_onnx(model)
     if isinstance(model, onnx.ModelProto):
         if any(files.is_external(t) for t in files.tensors(model)):
             raise UsageError("the model refers to external data; give its path instead of the message")
         model = model.SerializeToString(deterministic=True)
-    source = files.parse(model) if isinstance(model, bytes) else files.read(Path(model))
+    source = files.parse(model) if isinstance(model, bytes) else files.read(Path(model), hf_cache)
     validity.check(source.model, str(source.path or "the model"))
     return source
 
@@ -263,15 +273,15 @@ def _blamed(source: files.ModelFile, options: Options, folds: Sequence[records.F
     from onnxrep.proof.errors import CannotRun, NoInput
 
     original = source.fresh()
-    made = {files.printable(o): o for model in (original, source.model) for n in model.graph.node for o in n.output}
-    made |= {files.printable(v.name): v.name for v in original.graph.input}
+    made = {printable(o): o for model in (original, source.model) for n in model.graph.node for o in n.output}
+    made |= {printable(v.name): v.name for v in original.graph.input}
     places = [(made[f.output], [made[s] for s in f.sources if s in made]) for f in folds if not f.scope]
     sides = _sides(source, original)
     try:
         found = suspects(*sides, places, _runtime(options), _wishes(options))
     except (CannotRun, NoInput):
         return []
-    return [("", files.printable(output)) for output in found]
+    return [("", printable(output)) for output in found]
 
 
 def _taken_back(fold: records.Fold, rejection: records.Verification) -> records.Refusal:
@@ -302,7 +312,22 @@ def _runtime(options: Options) -> Any:
     """Return where models run for the check."""
     from onnxrep.proof.sessions import Runtime
 
-    return Runtime(options.provider, options.threads)
+    return Runtime(options.provider, options.threads, custom_ops=tuple(options.custom_ops_lib))
+
+
+def _loading(verification: records.Verification | None, options: Options) -> Callable[[Path], None]:
+    """Return a check that ONNX Runtime loads a file: the model itself, not a stand-in, must have been run before."""
+
+    def check(path: Path) -> None:
+        from onnxrep.proof.errors import CannotRun
+
+        try:
+            _runtime(options).session(path, "off")
+        except CannotRun as error:
+            raise OutputError(f"not written: ONNX Runtime does not load it from its file ({error})") from None
+
+    ran = verification is not None and verification.verdict == "verified" and "all" in verification.levels
+    return check if ran else lambda path: None
 
 
 def _verify(source: files.ModelFile, options: Options, folds: Sequence[records.Fold]) -> records.Verification:
@@ -357,7 +382,7 @@ def _verification_record(verdict: Verdict) -> records.Verification:
     """Return the record of a verdict."""
     from onnxrep.proof import judge
 
-    outputs = (replace(f, output=files.printable(f.output)) for f in verdict.figures)
+    outputs = (replace(f, output=printable(f.output)) for f in verdict.figures)
     fields = {**vars(verdict), "outputs": tuple(records.OutputCheck(**vars(f)) for f in outputs)}
     del fields["figures"]
     return records.Verification(constants=judge.CONSTANTS, **fields)
@@ -399,5 +424,12 @@ def _given(options: Options) -> dict[str, Any]:
     for name, default in Options().__dict__.items():
         value = getattr(options, name)
         if value != default:
-            given[name] = str(value) if isinstance(value, Path) else value
+            given[name] = _plain(value)
     return given
+
+
+def _plain(value: Any) -> Any:
+    """Return an option's value without paths."""
+    if isinstance(value, Path):
+        return str(value)
+    return [str(path) for path in value] if isinstance(value, list | tuple) else value

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import onnx
 
 from onnxrep.errors import InvalidModel, UnsupportedModel
-from onnxrep.files import printable
+from onnxrep.escape import printable
 from onnxrep.graph import DEFAULT_DOMAINS
 
 NEWEST_OPSET = onnx.defs.onnx_opset_version()

@@ -9,8 +9,8 @@ import pytest
 
 from onnxrep.folding import fold
 from onnxrep.pipeline import load
-from onnxrep.proof.check import session_of_twin
 from onnxrep.proof.errors import CannotRun, NoTwin
+from onnxrep.proof.reference import session_of_twin
 from onnxrep.proof.sessions import Runtime
 
 RUNTIME = Runtime(threads=1)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +17,11 @@ from onnx import TensorProto, numpy_helper
 
 from models.blocks import seed_blocks
 from models.net import Net
-from onnxrep import Options, files, optimize
+from onnxrep import Options, files, optimize, pipeline
 from onnxrep.errors import InvalidModel, MissingInput, OutputError, UsageError
-from tests.tools import run
+from onnxrep.files import writing
+from onnxrep.proof.errors import CannotRun
+from onnxrep.proof.sessions import Runtime
 
 BLOCK = next(iter(seed_blocks()))
 
@@ -36,6 +41,31 @@ def external(folder: Path, name="model.onnx", data="weights.bin") -> Path:
     path = folder / name
     onnx.save_model(model(), path, save_as_external_data=True, location=data, size_threshold=0)
     return path
+
+
+def with_untouched(folder: Path) -> Path:
+    """A model with external data, of which some is not touched by any fold, numbers and integers."""
+    net = Net(3)
+    x = net.input((1, 4, 6, 6))
+    folded = net.relu(net.add(net.conv_bn(x, 4, 3), net.conv_bn(x, 4, 1)))
+    net.initializers.append(
+        numpy_helper.from_array(np.linspace(-1, 1, 6 * 900, dtype=np.float32).reshape(6, 900), "table")
+    )
+    net.initializers.append(numpy_helper.from_array(np.arange(700)[::-1].copy(), "order"))
+    folder.mkdir(exist_ok=True)
+    path = folder / "model.onnx"
+    proto = net.model(net.op("Gather", net.relu(net.op("MatMul", folded, "table")), "order", axis=3))
+    onnx.save_model(proto, path, save_as_external_data=True, location="weights.bin", size_threshold=1)
+    return path
+
+
+def runs(found: Path | bytes) -> np.ndarray:
+    """The output of a model as ONNX Runtime loads it from its file, or of its bytes."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(found, providers=["CPUExecutionProvider"])
+    shape = [size if isinstance(size, int) else 12 for size in session.get_inputs()[0].shape]
+    return session.run(None, {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)})[0]
 
 
 # -- reading --------------------------------------------------------------------------------------------------------
@@ -124,9 +154,7 @@ def test_external_data_is_read_from_the_models_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = optimize(path)
     assert result.status == "folded"
-    reference = optimize(model()).model
-    feeds = {"x": np.random.default_rng(0).standard_normal((1, 8, 12)).astype(np.float32)}
-    assert np.array_equal(run(result.model, feeds)[0], run(reference, feeds)[0])
+    assert np.array_equal(runs(result.model.SerializeToString()), runs(optimize(model()).model.SerializeToString()))
 
 
 def _locations(path, **entries):
@@ -177,6 +205,105 @@ def test_external_data_of_a_model_in_memory(tmp_path):
         optimize(proto.SerializeToString())
 
 
+def cached(folder: Path) -> Path:
+    """A model in the layout of a Hugging Face cache; the files of its snapshot are links."""
+    path = with_untouched(folder / "plain")
+    snapshot, blobs = folder / "models--a--b" / "snapshots" / "1f" / "onnx", folder / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, file in enumerate((path, path.with_name("weights.bin"))):
+        file.rename(blobs / str(number))
+        (snapshot / file.name).symlink_to(Path("../../../blobs", str(number)))
+    return snapshot / path.name
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+@pytest.mark.parametrize("place", ["beside", "elsewhere"])
+def test_a_hugging_face_cache(tmp_path, place):
+    path = cached(tmp_path)
+    target = (path.parent if place == "beside" else tmp_path) / "out.onnx"
+    with pytest.raises(InvalidModel, match=r"symbolic link .* add --hf-cache"):
+        optimize(path, target)
+    result = optimize(path, target, Options(hf_cache=True))
+    assert result.status == "folded"
+    assert result.report.options == {"hf_cache": True}
+    assert np.allclose(runs(target), runs(path), atol=1e-5)
+    assert not any(Path(p).is_symlink() for p in result.report.written)
+    assert len(result.report.written) == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+@pytest.mark.parametrize("what", ["model", "data", "data behind a folder"])
+def test_links_out_of_a_hugging_face_cache(tmp_path, what):
+    path = cached(tmp_path)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    link = path if what == "model" else path.with_name("weights.bin")
+    (outside / "target").write_bytes(link.read_bytes())
+    link.unlink()
+    if what == "data behind a folder":
+        (path.parent / "inner").symlink_to(outside)
+        link.symlink_to("inner/target")
+    else:
+        link.symlink_to(outside / "target")
+    with pytest.raises(InvalidModel, match=r"leads? out of the cache"):
+        optimize(path, options=Options(hf_cache=True))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_hugging_face_rule_without_such_a_cache(tmp_path):
+    path = with_untouched(tmp_path)
+    (tmp_path / "weights.bin").rename(tmp_path / "elsewhere.bin")
+    (tmp_path / "weights.bin").symlink_to(tmp_path / "elsewhere.bin")
+    with pytest.raises(InvalidModel, match="is a link"):
+        optimize(path, options=Options(hf_cache=True))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_a_model_that_is_a_link(tmp_path):
+    """Data could lie beside the link or beside the file: without data there is no doubt."""
+    real, link = tmp_path / "real", tmp_path / "link.onnx"
+    path = with_untouched(real)
+    link.symlink_to(path)
+    with pytest.raises(InvalidModel, match=f"give the path of the file itself, {path}"):
+        optimize(link)
+    link.unlink()
+    link.symlink_to(saved(real, name="whole.onnx"))
+    assert optimize(link).status == "folded"
+    (tmp_path / "folder").symlink_to(real)
+    assert optimize(tmp_path / "folder" / "model.onnx").status == "folded"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes")
+@pytest.mark.parametrize("kind", ["linked folder", "pipe", "folder", "file in between"])
+def test_ways_to_external_data_that_are_refused(tmp_path, kind):
+    path = external(tmp_path)
+    inner = tmp_path / "inner"
+    location = "inner/weights.bin"
+    if kind == "linked folder":
+        (tmp_path / "real").mkdir()
+        inner.symlink_to(tmp_path / "real")
+        (tmp_path / "weights.bin").rename(tmp_path / "real" / "weights.bin")
+    elif kind == "pipe":
+        inner.mkdir()
+        os.mkfifo(inner / "weights.bin")
+    elif kind == "folder":
+        (inner / "weights.bin").mkdir(parents=True)
+    else:
+        inner.write_bytes(b"")
+    _locations(path, location=location)
+    with pytest.raises(InvalidModel, match=r"is a link|not a regular file"):
+        optimize(path)
+
+
+def test_external_data_in_a_folder_below(tmp_path):
+    path = external(tmp_path)
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "weights.bin").write_bytes((tmp_path / "weights.bin").read_bytes())
+    _locations(path, location="inner/weights.bin")
+    assert optimize(path).status == "folded"
+
+
 # -- writing --------------------------------------------------------------------------------------------------------
 
 
@@ -191,10 +318,96 @@ def test_the_output_is_written_whole_with_the_usual_mode(tmp_path):
         assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~mask
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes")
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_modes_follow_the_umask(tmp_path, mask):
+    """Of the data file too: onnx itself writes that with another mode than the model."""
+    inside, outside = with_untouched(tmp_path / "in"), tmp_path / "out"
+    outside.mkdir()
+    before = os.umask(mask)
+    try:
+        optimize(inside, outside / "model.onnx")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(p.stat().st_mode) for p in outside.iterdir()} == {0o666 & ~mask}
+    assert len(list(outside.iterdir())) == 2
+
+
 def test_in_place(tmp_path):
     path = saved(tmp_path)
     result = optimize(path, path)
     assert path.read_bytes() == result.model.SerializeToString(deterministic=True)
+
+
+def test_in_place_with_external_data(tmp_path):
+    path = with_untouched(tmp_path)
+    data, before = (tmp_path / "weights.bin").read_bytes(), runs(path)
+    optimize(path, path)
+    assert np.allclose(runs(path), before, atol=1e-5)
+    assert (tmp_path / "weights.bin").read_bytes() == data
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "weights.bin"]
+
+
+def meanwhile(monkeypatch, action):
+    """Let something happen while a model is worked on: after it was folded, before it is verified and written."""
+    real = pipeline.fold
+
+    def fold(*arguments, **options):
+        found = real(*arguments, **options)
+        action()
+        return found
+
+    monkeypatch.setattr(pipeline, "fold", fold)
+
+
+def test_an_input_that_is_replaced_during_the_run(tmp_path, monkeypatch):
+    """The record tells of the bytes that were read; a newer model is not overwritten in place."""
+    path, target, newer = saved(tmp_path), tmp_path / "out.onnx", model(seed=1).SerializeToString()
+    old = path.read_bytes()
+    meanwhile(monkeypatch, lambda: path.write_bytes(newer))
+    result = optimize(path, target)
+    assert result.report.input_sha256 == hashlib.sha256(old).hexdigest()
+    assert np.allclose(runs(target), runs(old), atol=1e-5)
+    path.write_bytes(old)
+    with pytest.raises(OutputError, match="changed while it was folded in place"):
+        optimize(path, path)
+    assert path.read_bytes() == newer
+
+
+@pytest.mark.parametrize("kind", ["content", "longer", "shorter", "replaced", "gone", "link"])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_external_data_that_changes_during_the_run(tmp_path, monkeypatch, kind, elsewhere):
+    path, outside = with_untouched(tmp_path / "in"), tmp_path / "out"
+    data = path.with_name("weights.bin")
+    content = data.read_bytes()
+
+    def change():
+        if kind in ("replaced", "gone", "link"):
+            data.rename(tmp_path / "old.bin")
+        if kind == "link":
+            data.symlink_to(tmp_path / "old.bin")
+        elif kind != "gone":
+            other = {"longer": content + b"\0", "shorter": content[:-4]}.get(kind, content[::-1])
+            data.write_bytes(other)
+            os.utime(data, ns=(1, 1))
+
+    outside.mkdir()
+    meanwhile(monkeypatch, change)
+    target = (outside if elsewhere else path.parent) / "out.onnx"
+    with pytest.raises(OutputError, match=r"weights.bin changed while"):
+        optimize(path, target, Options(verify=False))
+    assert not list(outside.iterdir())
+    assert sorted(p.name for p in path.parent.iterdir()) == sorted(
+        {"model.onnx", *([] if kind == "gone" else [data.name])}
+    )
+
+
+def test_the_record_covers_external_data(tmp_path):
+    path = with_untouched(tmp_path)
+    result = optimize(path)
+    expected = hashlib.sha256((tmp_path / "weights.bin").read_bytes()).hexdigest()
+    assert result.report.external_sha256 == {"weights.bin": expected}
+    assert optimize(model()).report.external_sha256 == {}
 
 
 def test_nothing_folded_means_the_same_bytes(tmp_path):
@@ -235,7 +448,7 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path, monkeypatch, st
     source, target = saved(tmp_path), tmp_path / "out.onnx"
     target.write_bytes(b"precious")
     if step == "write":
-        monkeypatch.setattr(files, "_settle", full)
+        monkeypatch.setattr(writing, "settle", full)
     else:
         monkeypatch.setattr(os, step, full)
     with pytest.raises(OutputError, match="No space left"):
@@ -278,14 +491,6 @@ def test_temporary_files_of_dead_runs_go(tmp_path):
     assert not dead.exists()
     assert foreign.exists()
     assert mine.exists()
-
-
-def runs(path: Path) -> np.ndarray:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    feeds = {"x": np.random.default_rng(0).standard_normal((1, 8, 12)).astype(np.float32)}
-    return session.run(None, feeds)[0]
 
 
 def test_external_data_in_the_same_folder_stays_where_it_is(tmp_path):
@@ -380,3 +585,142 @@ def test_a_tensor_of_an_unknown_type(tmp_path, kind):
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(InvalidModel, match="unknown type"):
         optimize(path)
+
+
+# -- what is left of older runs, and of those that fail ---------------------------------------------------------------
+
+
+def data_files(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.glob("*.data"))
+
+
+@pytest.mark.parametrize("other", ["nothing", "another model", "a temporary", "changed", "link", "foreign name"])
+def test_the_data_file_of_the_output_that_is_replaced(tmp_path, other):
+    """It goes if this package wrote it and nothing needs it; in doubt it stays."""
+    first, folder = with_untouched(tmp_path / "first"), tmp_path / "out"
+    folder.mkdir()
+    target = folder / "m.onnx"
+    optimize(first, target, Options(verify=False))
+    (old,) = data_files(folder)
+    if other == "another model":
+        (folder / "also.onnx").write_bytes(target.read_bytes())
+    elif other == "a temporary":
+        (folder / ".onnxrep-elsewhere-1-0").write_bytes(target.read_bytes())
+    elif other == "changed":
+        (folder / old).write_bytes(b"edited by hand")
+    elif other == "link":
+        (folder / old).rename(tmp_path / "kept")
+        (folder / old).symlink_to(tmp_path / "kept")
+    elif other == "foreign name":
+        proto = onnx.load(target, load_external_data=False)
+        for tensor in filter(files.is_external, proto.graph.initializer):
+            next(e for e in tensor.external_data if e.key == "location").value = "m.data"
+        (folder / old).rename(folder / "m.data")
+        old = "m.data"
+        target.write_bytes(proto.SerializeToString())
+    optimize(model(), target, Options(verify=False))
+    assert data_files(folder) == ([] if other == "nothing" else [old])
+
+
+def test_a_run_that_writes_the_same_keeps_its_data(tmp_path):
+    path, target = with_untouched(tmp_path / "in"), tmp_path / "m.onnx"
+    optimize(path, target)
+    before = data_files(tmp_path)
+    optimize(path, target)
+    assert data_files(tmp_path) == before
+    assert len(before) == 1
+    assert np.allclose(runs(target), runs(path), atol=1e-5)
+
+
+@pytest.mark.parametrize("step", ["the check", "the replacement"])
+def test_new_data_goes_if_the_model_cannot_be_written(tmp_path, monkeypatch, step):
+    path, folder = with_untouched(tmp_path / "in"), tmp_path / "out"
+    folder.mkdir()
+    (folder / "m.onnx").write_bytes(b"precious")
+    real = os.replace
+
+    def fail(source, target):
+        if str(target).endswith(".onnx"):
+            raise OSError(errno.EIO, "Input/output error")
+        real(source, target)
+
+    def refuse(self, model, *arguments, **options):
+        if isinstance(model, Path):
+            assert len(data_files(folder)) == 1
+            raise CannotRun("it does not load")
+        return session(self, model, *arguments, **options)
+
+    session = Runtime.session
+    if step == "the check":
+        monkeypatch.setattr(Runtime, "session", refuse)
+    else:
+        monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OutputError, match=r"does not load|Input/output error"):
+        optimize(path, folder / "m.onnx")
+    assert [p.name for p in folder.iterdir()] == ["m.onnx"]
+    assert (folder / "m.onnx").read_bytes() == b"precious"
+
+
+def test_what_does_not_read_back_is_not_written(tmp_path, monkeypatch):
+    """A disk that loses a block: found before the old file goes."""
+    source, target = saved(tmp_path), tmp_path / "out.onnx"
+    target.write_bytes(b"precious")
+    real = writing.settle
+
+    def lose(file):
+        real(file)
+        os.pwrite(file.fileno(), b"\0" * 16, 64)
+
+    monkeypatch.setattr(writing, "settle", lose)
+    with pytest.raises(OutputError, match="does not read back"):
+        optimize(source, target)
+    assert target.read_bytes() == b"precious"
+
+
+LIMITED = """
+import resource, sys
+from onnxrep.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of a process")
+@pytest.mark.parametrize("place", ["model", "data", "in place"])
+def test_a_disk_that_is_full(tmp_path, place):
+    """The system refuses in the middle of writing: one line, exit code 1, and all as it was."""
+    path, folder = with_untouched(tmp_path / "in"), tmp_path / "out"
+    folder.mkdir()
+    target = path if place == "in place" else folder / "m.onnx"
+    if place != "in place":
+        target.write_bytes(b"precious")
+    limit = 8000 if place == "data" else 600
+    source = path if place == "data" else saved(tmp_path)
+    if place == "in place":
+        target = source
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    command = [sys.executable, "-c", LIMITED, str(limit), "optimize", source, "-o", target, "--no-verify"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert len(found.stderr.splitlines()) == 1
+    assert "not written (File too large)" in found.stderr
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_is_read_only(tmp_path):
+    source, folder = saved(tmp_path), tmp_path / "out"
+    folder.mkdir(mode=0o555)
+    with pytest.raises(OutputError, match="is not writable"):
+        optimize(source, folder / "m.onnx")
+
+
+def test_names_with_blanks_and_line_breaks(tmp_path):
+    folder = tmp_path / " two  blanks\nand a line "
+    folder.mkdir()
+    path = with_untouched(folder)
+    path = path.rename(folder / "a\tb\n.onnx")
+    target = tmp_path / "\x1b[31m\n.onnx"
+    result = optimize(path, target)
+    assert result.status == "folded"
+    assert np.allclose(runs(target), runs(path), atol=1e-5)

@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxrep.proof.check import LEVELS, Side, roundoff_of, session_of_twin
+from onnxrep.proof.check import LEVELS, Side, roundoff_of
 from onnxrep.proof.errors import CannotRun, NoTwin
 from onnxrep.proof.inputs import CONSTANT_SETS, Wishes, index_limits, input_sets, seed_of
 from onnxrep.proof.judge import OutputFigures, compare, settle
+from onnxrep.proof.reference import session_of_twin
 from onnxrep.proof.sessions import Runtime
 
 _SKIPPED = (*CONSTANT_SETS, "uniform")

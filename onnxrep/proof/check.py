@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxrep import files
+from onnxrep.escape import printable
 from onnxrep.graph import DEFAULT_DOMAINS
 from onnxrep.proof import judge
 from onnxrep.proof.choices import discrete_choices
@@ -32,12 +31,12 @@ from onnxrep.proof.inputs import (
 )
 from onnxrep.proof.judge import OutputFigures, compare, settle
 from onnxrep.proof.memory import budget, needed
+from onnxrep.proof.reference import session_of_twin
 from onnxrep.proof.sessions import LARGEST_MESSAGE, Level, Runtime, Session
-from onnxrep.proof.twin import FLOATS, MARK, RANDOM, Twin, operators
+from onnxrep.proof.twin import FLOATS, RANDOM, Twin, operators
 
 LEVELS: tuple[Level, ...] = ("off", "all")
 
-_MOST_ISLANDS = 24
 _SMALL_INPUT = 1 << 22
 
 
@@ -47,11 +46,11 @@ class Side:
 
     model: onnx.ModelProto
     data: bytes | None
-    folder: Path | None
+    folder: files.Folder | None
 
     @cached_property
     def serialized(self) -> bytes:
-        """The bytes of the model.
+        """The bytes of the model, as ONNX Runtime can read them: it follows no links.
 
         Raises:
             CannotRun: it is larger than a protobuf message may be.
@@ -59,6 +58,8 @@ class Side:
         """
         if self.data is None and self.model.ByteSize() > LARGEST_MESSAGE:
             raise CannotRun("the model is larger than 2 GiB; keep its weights in external data")
+        if self.folder is not None and self.folder.cache is not None:
+            return self.folder.unlinked(self.model).SerializeToString()
         return self.model.SerializeToString() if self.data is None else self.data
 
     def with_outputs(self, names: Iterable[str]) -> bytes:
@@ -135,7 +136,7 @@ def interface_fault(before: onnx.ModelProto, after: onnx.ModelProto) -> str:
             return f"{kind}s {[v.name for v in new]} instead of {[v.name for v in old]}"
         for a, b in zip(old, new, strict=True):
             if a.type != b.type:
-                return f"{kind} {files.printable(a.name)} is declared with another type or shape"
+                return f"{kind} {printable(a.name)} is declared with another type or shape"
     return ""
 
 
@@ -350,8 +351,10 @@ class _Check:
     def _build_twin(self, shapes: Mapping[str, tuple[int, ...]] | None, moved: bool) -> Session:
         """Build the twin of the original, with the watched values as outputs."""
         source = onnx.ModelProto()
-        source.ParseFromString(self._before.with_outputs(self._extra))
-        runtime = Runtime("cpu", self._runtime.threads)
+        source.CopyFrom(self._before.model)
+        for name in self._extra:
+            source.graph.output.add(name=name)
+        runtime = replace(self._runtime, provider="cpu")
         session, islands = session_of_twin(source, self._before.folder, runtime, shapes, moved)
         self._islands |= set(islands)
         return session
@@ -394,7 +397,7 @@ class _Check:
         if wrong:
             f = wrong[0]
             errors = f" (error {f.error_after:.3g}, the original's {f.error_before:.3g})" if f.rms else ""
-            where = f"{files.printable(f.output)} on {f.inputs}"
+            where = f"{printable(f.output)} on {f.inputs}"
             return self._say("rejected", f"{where} differs{errors}{': ' if f.detail else ''}{f.detail}")
         undecided = sum(f.status == "undecided" for f in self._figures)
         if undecided:
@@ -407,9 +410,7 @@ class _Check:
             mine = [f for f in self._figures if f.output == output]
             if not any(f.status == "same" and not f.inputs.startswith(CONSTANT_SETS) for f in mine):
                 kinds = sorted({f.detail or f.status for f in mine})
-                return self._say(
-                    "unverified", f"output {files.printable(output)} decided nothing: {'; '.join(kinds[:2])}"
-                )
+                return self._say("unverified", f"output {printable(output)} decided nothing: {'; '.join(kinds[:2])}")
         return self._say("verified")
 
 
@@ -427,34 +428,6 @@ def _same(first: Any, second: Any) -> bool:
     """Whether two results are bitwise equal, NaN included."""
     a, b = np.asarray(first), np.asarray(second)
     return a.shape == b.shape and a.tobytes() == b.tobytes()
-
-
-def session_of_twin(
-    model: onnx.ModelProto,
-    folder: Path | None,
-    runtime: Runtime,
-    shapes: Mapping[str, tuple[int, ...]] | None,
-    moved: bool = False,
-) -> tuple[Session, list[str]]:
-    """Return a session of a model's float64 twin, and its islands: ops for which there is no double kernel.
-
-    Raises:
-        NoTwin: there is none.
-    """
-    forced: frozenset[str] = frozenset()
-    for _ in range(_MOST_ISLANDS):
-        twin = Twin(model, folder, forced, shapes, moved)
-        if sum(len(t.raw_data) for t in files.tensors(twin.model)) > LARGEST_MESSAGE:
-            raise NoTwin("it would be larger than 2 GiB")
-        try:
-            return runtime.session(twin.model, "off", reuse_memory=False), twin.islands
-        except CannotRun as error:
-            missing = re.search(rf"implementation for (\w+)\(|(\w+){re.escape(MARK)}", str(error))
-            culprit = missing and (missing[1] or missing[2])
-            if not culprit or culprit in forced:
-                raise NoTwin(str(error)) from None
-            forced |= {culprit}
-    raise NoTwin("too many ops have no double kernel")
 
 
 def roundoff_of(before: onnx.ModelProto, after: onnx.ModelProto) -> float:

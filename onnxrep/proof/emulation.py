@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, helper, inliner, numpy_helper
@@ -21,7 +19,7 @@ def number_types(model: onnx.ModelProto) -> set[int]:
     return kinds | {v.type.tensor_type.elem_type for v in model.graph.input}
 
 
-def in_bfloat16(model: onnx.ModelProto, folder: Path | None) -> onnx.ModelProto:
+def in_bfloat16(model: onnx.ModelProto, folder: files.Folder | None) -> onnx.ModelProto:
     """Return a float32 model that computes what a bfloat16 model does: each op's result is rounded to bfloat16."""
     if model.functions:
         model = inliner.inline_local_functions(model)
@@ -44,7 +42,7 @@ def _values(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     return found
 
 
-def _rounded(graph: onnx.GraphProto, types: dict[str, int], folder: Path | None) -> None:
+def _rounded(graph: onnx.GraphProto, types: dict[str, int], folder: files.Folder | None) -> None:
     """Make a graph's bfloat16 values float32, rounded behind each op."""
     for tensor in graph.initializer:
         _widen(tensor, folder)
@@ -73,7 +71,7 @@ def _rounded(graph: onnx.GraphProto, types: dict[str, int], folder: Path | None)
     graph.node.extend(kept)
 
 
-def _widen(tensor: onnx.TensorProto, folder: Path | None) -> None:
+def _widen(tensor: onnx.TensorProto, folder: files.Folder | None) -> None:
     """Store a bfloat16 tensor as float32."""
     if tensor.data_type == _BFLOAT16:
         values = files.array(tensor, folder).astype(np.float32)

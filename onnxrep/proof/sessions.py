@@ -11,7 +11,8 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from onnxrep.errors import ProviderUnavailable
+from onnxrep import files
+from onnxrep.errors import ProviderUnavailable, UsageError
 from onnxrep.proof.errors import CannotRun
 
 Level = Literal["off", "all"]
@@ -33,17 +34,20 @@ class Runtime:
         provider: ``cpu`` or ``cuda``.
         threads: per session; 0 leaves it to ONNX Runtime.
         tf32: whether CUDA may round operands of convolutions to 10 bits of mantissa.
+        custom_ops: libraries that hold custom ops; loading one runs its code.
 
     """
 
     provider: str = "cpu"
     threads: int = 0
     tf32: bool = False
+    custom_ops: tuple[Path, ...] = ()
 
     def check(self) -> None:
-        """Make sure that the provider is there and is really used.
+        """Make sure that the provider is there and is really used, and that the libraries can be loaded.
 
         Raises:
+            UsageError: a library of custom ops is missing or none.
             ProviderUnavailable: it is unknown, not in this build of ONNX Runtime, or falls back to another.
 
         """
@@ -55,19 +59,25 @@ class Runtime:
                 f"provider {self.provider!r} was asked for, but this onnxruntime has only "
                 f"{', '.join(ort.get_available_providers())}; install onnxruntime-gpu or use --provider cpu"
             )
+        for path in self.custom_ops:
+            try:
+                ort.SessionOptions().register_custom_ops_library(str(path.resolve(strict=True)))
+            except Exception as error:  # noqa: BLE001  ONNX Runtime raises what it likes
+                why = "no such file" if isinstance(error, FileNotFoundError) else first_line(error)
+                raise UsageError(f"--custom-ops-lib {path}: {why}") from None
         if self.provider != "cpu":
             self.session(_probe(), "off")
 
     def session(
         self,
-        model: onnx.ModelProto | bytes,
+        model: onnx.ModelProto | bytes | Path,
         level: Level,
-        folder: Path | None = None,
+        folder: files.Folder | None = None,
         *,
         reuse_memory: bool = True,
         alone: bool = False,
     ) -> Session:
-        """Return a session; external data is looked for in ``folder``.
+        """Return a session; external data of a model that is no path is looked for in the root of ``folder``.
 
         ``reuse_memory=False`` spares graphs of many thousand nodes ONNX Runtime's quadratic planning of buffers; with
         ``alone`` no node may be left to the CPU instead of the provider.
@@ -85,13 +95,17 @@ class Runtime:
         if alone:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         if folder is not None:
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+            if level == "off":  # packing copies every weight; as it is, ONNX Runtime maps it
+                options.add_session_config_entry("session.disable_prepacking", "1")
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.root))
         name = PROVIDERS[self.provider]
         settings: dict[str, Any] = {}
         if self.provider == "cuda":
             settings = {"use_tf32": int(self.tf32), "cudnn_conv_algo_search": "HEURISTIC"}
         try:
-            data = model if isinstance(model, bytes) else model.SerializeToString()
+            for path in self.custom_ops:
+                options.register_custom_ops_library(str(path.resolve()))
+            data = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
             session = ort.InferenceSession(data, options, providers=[(name, settings)])
         except Exception as error:  # noqa: BLE001  ONNX Runtime raises what it likes
             raise CannotRun(first_line(error)) from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from onnxrep import files
+from onnxrep.escape import printable
 from onnxrep.graph import DEFAULT_DOMAINS, Model
 from onnxrep.proof.errors import NoTwin
 from onnxrep.proof.judge import ROUNDOFF
@@ -38,6 +39,9 @@ _ISLANDS = frozenset(
 """Ops without a double kernel that can be trusted, and without a lowering."""
 
 _FAR = int(np.iinfo(np.int64).max)
+_LARGE = 1 << 16
+"""Bytes from which on a weight may be kept apart."""
+
 MARK = "|kept"
 """Ends the op type in the names of nodes that were taken over: ONNX Runtime's complaints then name the op."""
 
@@ -56,9 +60,11 @@ class Twin:
     def __init__(
         self,
         model: onnx.ModelProto,
-        folder: Path | None,
+        folder: files.Folder | None,
         islands: frozenset[str] = frozenset(),
         shapes: Mapping[str, tuple[int, ...]] | None = None,
+        apart: BinaryIO | None = None,
+        *,
         moved: bool = False,
     ) -> None:
         """Build the twin.
@@ -68,6 +74,7 @@ class Twin:
             folder: where its external data lies.
             islands: op types to leave in float32 besides those known to have no double kernel.
             shapes: fixed input shapes, where a lowering needs to know sizes.
+            apart: takes the large weights, which the message then refers to by this file's name.
             moved: move each weight at random by at most one rounding of its own type.
 
         Raises:
@@ -75,7 +82,7 @@ class Twin:
 
         """
         source = _inlined(model, shapes)
-        self._folder = folder
+        self._folder, self._apart = folder, apart
         self.forced = islands
         self.found: set[str] = set()
         self._moved = moved
@@ -123,7 +130,7 @@ class Twin:
     def rank(self, name: str) -> int:
         """Return the rank of a value."""
         if name not in self.dims:
-            raise NoTwin(f"the rank of {files.printable(name)} is not known")
+            raise NoTwin(f"the rank of {printable(name)} is not known")
         return len(self.dims[name])
 
     # -- building ---------------------------------------------------------------------------------------------------
@@ -142,7 +149,7 @@ class Twin:
                     if self.is_float(value.name):
                         copy.type.tensor_type.elem_type = TensorProto.DOUBLE
                 elif value.type.WhichOneof("value") is not None:
-                    raise NoTwin(f"{files.printable(value.name)} is not a tensor")
+                    raise NoTwin(f"{printable(value.name)} is not a tensor")
         for node in source.node:
             Writer(self, target, node).translate()
         self._pending.append((own, target))
@@ -153,18 +160,35 @@ class Twin:
         used |= {v.name for v in self.model.graph.output}
         for own, target in self._pending:
             for name in own.keys() & used:
-                add_tensor(target, name, self.array(name), own[name])
+                values = self.array(name)
+                if values is None:
+                    target.initializer.add().CopyFrom(self.tensor(own[name]))
+                else:
+                    self.add(target, name, values)
+
+    def add(self, graph: onnx.GraphProto, name: str, values: NDArray[Any]) -> None:
+        """Add an initializer."""
+        kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+        tensor = graph.initializer.add(name=name, data_type=kind, dims=values.shape)
+        if self._apart is None or values.nbytes < _LARGE:
+            tensor.raw_data = values.tobytes()
+            return
+        self._apart.write(bytes(-self._apart.tell() % files.ALIGNMENT))
+        files.refer(tensor, Path(self._apart.name).name, self._apart.tell())
+        self._apart.write(np.ascontiguousarray(values).data)
 
     def array(self, name: str) -> NDArray[np.float64] | None:
         """Return an initializer that holds floats, in double; None for any other value."""
         tensor = self._sources.get(name)
-        if name not in self._arrays and tensor is not None and tensor.data_type in FLOATS:
-            values = np.asarray(files.array(tensor, self._folder), np.float64)
-            if self._moved and name in self._weights:
-                rng = np.random.default_rng(zlib.crc32(name.encode()))
-                values = values * (1.0 + ROUNDOFF[tensor.data_type] * rng.uniform(-1.0, 1.0, values.shape))
+        if name in self._arrays or tensor is None or tensor.data_type not in FLOATS:
+            return self._arrays.get(name)
+        values = np.asarray(files.array(tensor, self._folder), np.float64)
+        if self._moved and name in self._weights:
+            rng = np.random.default_rng(zlib.crc32(name.encode()))
+            values = values * (1.0 + ROUNDOFF[tensor.data_type] * rng.uniform(-1.0, 1.0, values.shape))
+        if self._apart is None:  # a model so large that weights are kept apart does not fit into memory twice
             self._arrays[name] = values
-        return self._arrays.get(name)
+        return values
 
     def tensor(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """Return a tensor in double if it holds floats, with its data inside the message."""
@@ -242,7 +266,7 @@ class Writer:
         """Add an initializer and return its name."""
         name = self.twin.fresh(f"{self.node.output[0]}/constant")
         array = np.asarray(values, dtype)
-        add_tensor(self._target, name, array, None)
+        self.twin.add(self._target, name, array)
         return name
 
     def array(self, name: str) -> NDArray[np.float64] | None:
@@ -360,26 +384,13 @@ class Writer:
             if name and self.twin.types.get(name, 0) not in FLOATS | {0}:
                 continue
             if name and not self.twin.types.get(name, 0) and self.node.domain not in DEFAULT_DOMAINS:
-                raise NoTwin(f"the type of {files.printable(name)} is not known ({self.node.op_type})")
+                raise NoTwin(f"the type of {printable(name)} is not known ({self.node.op_type})")
             if name:
                 copy.output[index] = self.twin.fresh(f"{name}/island")
         self._target.node.append(copy)
         for inner, name in zip(copy.output, outputs, strict=True):
             if inner != name:
                 self.op("Cast", inner, output=name, to=TensorProto.DOUBLE)
-
-
-def add_tensor(graph: onnx.GraphProto, name: str, values: NDArray[Any] | None, source: onnx.TensorProto | None) -> None:
-    """Add an initializer: ``values``, or where there are none a copy of ``source``."""
-    tensor = graph.initializer.add()
-    if values is None:
-        assert source is not None
-        tensor.CopyFrom(source)
-        return
-    tensor.name = name
-    tensor.data_type = helper.np_dtype_to_tensor_dtype(values.dtype)
-    tensor.dims.extend(values.shape)
-    tensor.raw_data = values.tobytes()
 
 
 def _island_type(kind: int) -> int:

@@ -144,6 +144,8 @@ class Report:
         seconds: per stage.
         versions: of onnxrep and what it rests on.
         options: those that the caller gave.
+        external_sha256: hash of each file of external data that was read, by the name that the model gives it; empty
+            where the model was inspected only.
 
     """
 
@@ -162,6 +164,7 @@ class Report:
     seconds: Mapping[str, float]
     versions: Mapping[str, str]
     options: Mapping[str, Any] = field(default_factory=dict)
+    external_sha256: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, with the schema version first."""
@@ -169,7 +172,13 @@ class Report:
 
     def to_json(self) -> str:
         """Return JSON text; numbers that JSON lacks (infinity, NaN) become null."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        return json_text(self.to_dict())
+
+
+def json_text(data: Any) -> str:
+    """Return JSON text that can be encoded: half characters, as in file names that are no UTF-8, are escaped."""
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _plain(value: Any) -> Any:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 
+from rich import markup
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from onnxrep.escape import printable
 from onnxrep.report.records import Emitted, Report, Verification
 
 _COUNTED = ("Conv", "ConvTranspose", "BatchNormalization", "Add", "Mul")
 _STYLE = {"verified": "green", "rejected": "red", "unverified": "yellow", "folded": "green", "unchanged": "cyan"}
+
+
+def _shown(text: str) -> str:
+    """Return text of others as it may go to a terminal: no control characters, and no markup."""
+    return markup.escape(printable(text))
 
 
 def show(report: Report, console: Console, verbose: bool = False) -> None:
@@ -42,7 +48,7 @@ def show_plan(report: Report, console: Console, verbose: bool = False) -> None:
 
 def _title(name: str, console: Console) -> None:
     """Print which model this is about."""
-    console.print(f"[bold]{escape(name or 'model in memory')}[/bold]", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{_shown(name or 'model in memory')}[/bold]", highlight=False, soft_wrap=True)
 
 
 def _counts(report: Report, console: Console) -> None:
@@ -55,7 +61,7 @@ def _counts(report: Report, console: Console) -> None:
         table.add_column(title, justify=justify)  # type: ignore[arg-type]
     for op in rows:
         old, new = before.get(op, 0), after.get(op, 0)
-        table.add_row(escape(op), str(old), f"[green]{new}[/green]" if new < old else str(new))
+        table.add_row(_shown(op), str(old), f"[green]{new}[/green]" if new < old else str(new))
     table.add_row("all nodes", str(sum(before.values())), str(sum(after.values())))
     table.add_row("weights", _size(report.bytes_before), _size(report.bytes_after))
     console.print(table)
@@ -81,7 +87,7 @@ def _folds(report: Report, console: Console, verbose: bool) -> None:
         for fold in report.folds:
             old = " + ".join(f"{n} {op}" for op, n in Counter(r.op for r in fold.removed).items())
             new = " + ".join(_emitted(e) for e in fold.emitted)
-            console.print(f"  {escape(fold.output)}: {old} -> {new}", highlight=False, soft_wrap=True)
+            console.print(f"  {_shown(fold.output)}: {old} -> {new}", highlight=False, soft_wrap=True)
 
 
 def _emitted(node: Emitted) -> str:
@@ -106,7 +112,7 @@ def _refusals(report: Report, console: Console, verbose: bool) -> None:
     for code, lines in sorted(by_code.items(), key=lambda item: -len(item[1])):
         console.print(f"  {len(lines)} x {code}: {meaning[code]}", highlight=False, soft_wrap=True)
         for line in lines if verbose else lines[:1]:
-            console.print(f"      {escape(line)}", highlight=False, style="dim", soft_wrap=True)
+            console.print(f"      {_shown(line)}", highlight=False, style="dim", soft_wrap=True)
         if not verbose and len(lines) > 1:
             console.print(f"      and {len(lines) - 1} more (-v shows all)", highlight=False, style="dim")
 
@@ -116,7 +122,7 @@ def show_verification(verification: Verification, console: Console, verbose: boo
     style = _STYLE[verification.verdict]
     line = f"[{style}]{verification.verdict}[/{style}]"
     if verification.reason:
-        line += f": {escape(verification.reason)}"
+        line += f": {_shown(verification.reason)}"
     console.print(line, highlight=False, soft_wrap=True)
     judged = [o for o in verification.outputs if o.status in ("same", "different")]
     worst = max(judged, key=lambda o: o.ratio / o.limit if o.limit else 0.0, default=None)
@@ -128,7 +134,7 @@ def show_verification(verification: Verification, console: Console, verbose: boo
         else:
             judged_by = f"off by {worst.error_after / worst.rms if worst.rms else 0.0:.1g} of the output"
         console.print(
-            f"  worst output {escape(worst.output)} on {worst.inputs}: {judged_by};"
+            f"  worst output {_shown(worst.output)} on {_shown(worst.inputs)}: {judged_by};"
             f" largest difference {worst.max_difference:.3g} at values up to {worst.largest:.3g}",
             highlight=False,
             soft_wrap=True,
@@ -151,7 +157,7 @@ def show_verification(verification: Verification, console: Console, verbose: boo
             soft_wrap=True,
         )
     for note in verification.notes:
-        console.print(f"  {escape(note)}", highlight=False, soft_wrap=True)
+        console.print(f"  {_shown(note)}", highlight=False, soft_wrap=True)
 
 
 def _figures(verification: Verification, console: Console) -> None:
@@ -161,7 +167,7 @@ def _figures(verification: Verification, console: Console) -> None:
         table.add_column(title, overflow="fold")
     for o in verification.outputs:
         errors = (f"{o.error_before:.3g}", f"{o.error_after:.3g}", f"{o.ratio:.2f}", f"{o.limit:.2f}")
-        table.add_row(escape(o.output), o.inputs, o.status, *errors, f"{o.max_difference:.3g}")
+        table.add_row(_shown(o.output), _shown(o.inputs), o.status, *errors, f"{o.max_difference:.3g}")
     console.print(table)
 
 
@@ -169,9 +175,9 @@ def _outcome(report: Report, console: Console) -> None:
     """Print where the file went, or why there is none."""
     if report.output:
         what = "written unchanged to" if report.status == "unchanged" else "written to"
-        console.print(f"{what} {escape(report.output)}", highlight=False, soft_wrap=True)
+        console.print(f"{what} {_shown(report.output)}", highlight=False, soft_wrap=True)
         for extra in report.written[:-1]:
-            console.print(f"  with its data in {escape(extra)}", highlight=False, soft_wrap=True)
+            console.print(f"  with its data in {_shown(extra)}", highlight=False, soft_wrap=True)
     elif report.status == "unchanged":
         console.print("nothing folds in this model; no file was written", highlight=False)
     elif report.status in ("rejected", "unverified"):

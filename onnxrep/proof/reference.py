@@ -1,0 +1,87 @@
+"""A session of a model's float64 twin: which ops it must leave in float32, and where its weights are kept."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+
+from onnxrep import files
+from onnxrep.errors import OutputError
+from onnxrep.proof.errors import CannotRun, NoTwin
+from onnxrep.proof.sessions import Runtime, Session
+from onnxrep.proof.twin import FLOATS, MARK, Twin
+
+INLINE_LIMIT = 1 << 30
+"""Bytes of float64 weights that may lie inside the twin's message; protobuf itself ends at 2 GiB."""
+
+_MOST_ISLANDS = 24
+_DOUBLE = 8
+
+
+def session_of_twin(
+    model: onnx.ModelProto,
+    folder: files.Folder | None,
+    runtime: Runtime,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    moved: bool = False,
+) -> tuple[Session, list[str]]:
+    """Return a session of a model's float64 twin, and its islands: ops for which there is no double kernel.
+
+    The weights of a large twin lie in a temporary file, which ONNX Runtime maps; ``moved`` as in :class:`Twin`.
+
+    Raises:
+        NoTwin: there is none.
+
+    """
+    size = sum(_DOUBLE * math.prod(t.dims) for t in files.tensors(model) if t.data_type in FLOATS)
+    forced: frozenset[str] = frozenset()
+    for _ in range(_MOST_ISLANDS):
+        try:
+            return _session(model, folder, runtime, shapes, forced, size, moved)
+        except CannotRun as error:
+            missing = re.search(rf"implementation for (\w+)\(|(\w+){re.escape(MARK)}", str(error))
+            culprit = missing and (missing[1] or missing[2])
+            if not culprit or culprit in forced:
+                raise NoTwin(str(error)) from None
+            forced |= {culprit}
+    raise NoTwin("too many ops have no double kernel")
+
+
+def _session(
+    model: onnx.ModelProto,
+    folder: files.Folder | None,
+    runtime: Runtime,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    forced: frozenset[str],
+    size: int,
+    moved: bool,
+) -> tuple[Session, list[str]]:
+    """Return a session of a twin whose weights take ``size`` bytes, and the twin's islands.
+
+    Raises:
+        CannotRun: ONNX Runtime does not load it.
+        NoTwin: there is none.
+
+    """
+    if size <= INLINE_LIMIT:
+        twin = Twin(model, folder, forced, shapes, moved=moved)
+        return runtime.session(twin.model, "off", reuse_memory=False), twin.islands
+    with tempfile.TemporaryDirectory(prefix="onnxrep-", ignore_cleanup_errors=True) as name:
+        free = shutil.disk_usage(name).free
+        if size > free:
+            raise NoTwin(f"its weights take {size / 2**30:.0f} GiB in {name}, where {free / 2**30:.0f} GiB are free")
+        try:
+            with Path(name, "weights").open("wb") as file:
+                twin = Twin(model, folder, forced, shapes, file, moved=moved)
+        except OSError as error:
+            if isinstance(error, OutputError):
+                raise
+            raise NoTwin(f"its weights cannot be kept in {name}: {error.strerror or error}") from None
+        session = runtime.session(twin.model, "off", files.Folder(Path(name).resolve()), reuse_memory=False)
+        return session, twin.islands
