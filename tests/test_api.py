@@ -73,6 +73,6 @@ def test_every_reason_is_explained_and_every_one_used_is_listed():
     used = set()
     for path in Path(onnxrep.__file__).parent.rglob("*.py"):
         used |= set(re.findall(r'(?:Decline|note|refuse|refusal)\(\s*(?:[\w.]+, )*"([a-z-]+)"', path.read_text()))
-    used |= {"old-opset", "taken-back"}
+    used |= {"certificate", "old-opset", "taken-back", "unproven"}
     assert used <= reasons.REASONS.keys() | reasons.SILENT
     assert reasons.REASONS.keys() <= used
