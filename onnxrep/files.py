@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from onnxrep.errors import InvalidModel, MissingInput, OutputError, UsageError
+from onnxrep.printing import printable
 
 INLINE_LIMIT = 1 << 30
 """Bytes of tensors that may lie inside one file; protobuf itself ends at 2 GiB."""
@@ -253,11 +254,6 @@ def _open_contained(path: Path) -> Iterator[IO[bytes]]:
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     with os.fdopen(os.open(path, flags), "rb") as file:
         yield file
-
-
-def printable(text: str) -> str:
-    """Return text with control characters escaped: names in a model are untrusted."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def check_target(target: Path, follow_symlinks: bool = False) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxrep import files, reasons, validity
+from onnxrep import reasons, validity
 from onnxrep.constants import Constants
 from onnxrep.emit import Emitter
 from onnxrep.errors import InvalidModel
 from onnxrep.graph import Edit, Model, Scope, commit
 from onnxrep.lift import FIRST, LIFTED, Facts
 from onnxrep.plan import Planner, Region
+from onnxrep.printing import printable
 from onnxrep.proof.certificate import Certificate, Claim, certify
 from onnxrep.report import records
 from onnxrep.shapes import FOLLOWED, Shapes, infer
@@ -63,7 +64,7 @@ class _Proposal:
     @property
     def place(self) -> Place:
         """The value that it makes."""
-        return self.scope.label, files.printable(self.region.output)
+        return self.scope.label, printable(self.region.output)
 
     @property
     def claim(self) -> Claim:
@@ -83,8 +84,8 @@ class _Proposal:
         """Return the record of the fold."""
         scope, region = self.scope, self.region
         return records.Fold(
-            files.printable(str(self.edit.nodes[-1].outputs[0].name)),
-            tuple(map(files.printable, region.sources)),
+            printable(str(self.edit.nodes[-1].outputs[0].name)),
+            tuple(map(printable, region.sources)),
             region.kind,
             scope.label,
             tuple(records.Node(scope.node_label(p), scope.nodes[p].op) for p in region.covered),
@@ -161,7 +162,7 @@ class _Folding:
     def _planned(self, facts: Facts) -> list[_Proposal]:
         """Plan and emit the regions of one scope, in the order of the graph."""
         names = {value for label, value in self._skipped if label == facts.scope.label}
-        skipped = [value for value in facts.scope.producer if names and files.printable(value) in names]
+        skipped = [value for value in facts.scope.producer if names and printable(value) in names]
         planner, emitter = Planner(facts, skipped), Emitter(facts)
         found: list[_Proposal] = []
         for region in planner.regions():
@@ -195,7 +196,7 @@ def _edits(proposals: Sequence[_Proposal]) -> Iterator[tuple[Scope, Edit]]:
 def _refusal(scope: Scope, position: int, code: str, detail: str) -> records.Refusal:
     """Return the record of a refusal."""
     node = records.Node(scope.node_label(position), scope.nodes[position].op)
-    return records.Refusal(node, scope.label, code, reasons.REASONS[code], files.printable(detail))
+    return records.Refusal(node, scope.label, code, reasons.REASONS[code], printable(detail))
 
 
 def _check_whole(proto: onnx.ModelProto) -> None:
@@ -227,7 +228,7 @@ def known_facts(model: Model) -> list[Facts]:
 
 def _emitted(node: gs.Node, edit: Edit) -> records.Emitted:
     """Return the record of a new node."""
-    name = files.printable(node.name or f"{node.op} -> {node.outputs[0].name}")
+    name = printable(node.name or f"{node.op} -> {node.outputs[0].name}")
     shapes = {n: v.shape for n, v in edit.tensors}
     weight = next((shapes[v.name] for v in node.inputs if len(shapes.get(v.name, ())) > 1), ())
     if node.op in ("MatMul", "Gemm") and weight:

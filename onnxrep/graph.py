@@ -23,6 +23,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxrep import files
+from onnxrep.printing import printable
 
 G_LOGGER.severity = G_LOGGER.CRITICAL  # it prints to stdout
 
@@ -120,7 +121,7 @@ class Scope:
     def node_label(self, position: int) -> str:
         """Return a node's name, or what else tells it from others."""
         node, outputs = self.nodes[position], self.outputs_of(position)
-        return files.printable(node.name or (f"{node.op} -> {outputs[0]}" if outputs else f"{node.op} #{position}"))
+        return printable(node.name or (f"{node.op} -> {outputs[0]}" if outputs else f"{node.op} #{position}"))
 
 
 class Model:

@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from onnxrep import __version__, files, reasons, validity
 from onnxrep.errors import UnsupportedModel, UsageError
 from onnxrep.folding import Clock, Place, fold
+from onnxrep.printing import printable
 from onnxrep.report import records
 from onnxrep.report.records import Report
 
@@ -347,7 +348,7 @@ def _verification_record(verdict: Verdict) -> records.Verification:
     """Return the record of a verdict."""
     from onnxrep.proof import judge
 
-    outputs = (replace(f, output=files.printable(f.output)) for f in verdict.figures)
+    outputs = (replace(f, output=printable(f.output)) for f in verdict.figures)
     fields = {**vars(verdict), "outputs": tuple(records.OutputCheck(**vars(f)) for f in outputs)}
     del fields["figures"]
     return records.Verification(constants=judge.CONSTANTS, **fields)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import onnx
 
 from onnxrep.errors import InvalidModel, UnsupportedModel
-from onnxrep.files import printable
 from onnxrep.graph import DEFAULT_DOMAINS
+from onnxrep.printing import printable
 
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
 

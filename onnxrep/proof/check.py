@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from onnxrep import files
 from onnxrep.graph import DEFAULT_DOMAINS
+from onnxrep.printing import printable
 from onnxrep.proof import judge
 from onnxrep.proof.emulation import in_bfloat16, number_types
 from onnxrep.proof.errors import CannotRun, NeedsSizes, NoInput, NoTwin
@@ -121,7 +122,7 @@ def interface_fault(before: onnx.ModelProto, after: onnx.ModelProto) -> str:
             return f"{kind}s {[v.name for v in new]} instead of {[v.name for v in old]}"
         for a, b in zip(old, new, strict=True):
             if a.type != b.type:
-                return f"{kind} {files.printable(a.name)} is declared with another type or shape"
+                return f"{kind} {printable(a.name)} is declared with another type or shape"
     return ""
 
 
@@ -348,7 +349,7 @@ class _Check:
         if wrong:
             f = wrong[0]
             errors = f" (error {f.error_after:.3g}, the original's {f.error_before:.3g})" if f.rms else ""
-            where = f"{files.printable(f.output)} on {f.inputs}"
+            where = f"{printable(f.output)} on {f.inputs}"
             return self._say("rejected", f"{where} differs{errors}{': ' if f.detail else ''}{f.detail}")
         undecided = sum(f.status == "undecided" for f in self._figures)
         if undecided:
@@ -361,7 +362,7 @@ class _Check:
             mine = [f for f in self._figures if f.output == output]
             if not any(f.status == "same" and not f.inputs.startswith(CONSTANT_SETS) for f in mine):
                 kinds = sorted({f.detail or f.status for f in mine})
-                return self._say("unverified", f"output {files.printable(output)} decided nothing: {'; '.join(kinds)}")
+                return self._say("unverified", f"output {printable(output)} decided nothing: {'; '.join(kinds)}")
         return self._say("verified")
 
 

@@ -17,6 +17,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from onnxrep import files
 from onnxrep.graph import DEFAULT_DOMAINS, Model
+from onnxrep.printing import printable
 from onnxrep.proof.errors import NoTwin
 from onnxrep.proof.lowering import LOWERINGS
 from onnxrep.shapes import infer
@@ -114,7 +115,7 @@ class Twin:
     def rank(self, name: str) -> int:
         """Return the rank of a value."""
         if name not in self.dims:
-            raise NoTwin(f"the rank of {files.printable(name)} is not known")
+            raise NoTwin(f"the rank of {printable(name)} is not known")
         return len(self.dims[name])
 
     # -- building ---------------------------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ class Twin:
                     if self.is_float(value.name):
                         copy.type.tensor_type.elem_type = TensorProto.DOUBLE
                 elif value.type.WhichOneof("value") is not None:
-                    raise NoTwin(f"{files.printable(value.name)} is not a tensor")
+                    raise NoTwin(f"{printable(value.name)} is not a tensor")
         for node in source.node:
             Writer(self, target, node).translate()
         self._pending.append((own, target))
@@ -347,7 +348,7 @@ class Writer:
             if name and self.twin.types.get(name, 0) not in FLOATS | {0}:
                 continue
             if name and not self.twin.types.get(name, 0) and self.node.domain not in DEFAULT_DOMAINS:
-                raise NoTwin(f"the type of {files.printable(name)} is not known ({self.node.op_type})")
+                raise NoTwin(f"the type of {printable(name)} is not known ({self.node.op_type})")
             if name:
                 copy.output[index] = self.twin.fresh(f"{name}/island")
         self._target.node.append(copy)
