@@ -3,3 +3,8 @@
 The modules of the parent (all but :mod:`onnxrep.batch.child` and :mod:`onnxrep.batch.server`) open no model, and import
 neither onnx nor onnxruntime nor numpy.
 """
+
+from onnxrep.batch.records import BatchOptions, Outcome, Summary
+from onnxrep.batch.runner import run_batch
+
+__all__ = ["BatchOptions", "Outcome", "Summary", "run_batch"]
