@@ -168,7 +168,7 @@ def _batch_command(commands: argparse._SubParsersAction[_Parser]) -> None:
         help=text,
         description=text,
         epilog="OUT mirrors the folders, and holds onnxrep-batch.jsonl: one record per model and run. Run the same "
-        "command again to go on after an interruption. Exit code 1 if a model failed; all others are done all the same.",
+        "command again to go on after an interruption. Exit code 1: some models failed; all others are done.",
     )
     parser.add_argument(
         "inputs",

@@ -142,7 +142,7 @@ def _work(task: Mapping[str, Any], record: Record) -> None:
             target = Path(task["root"], task["model"])
             target.parent.mkdir(parents=True, exist_ok=True)
             report = pipeline.optimize(path, target, options).report
-        record |= {"report": report.to_dict(), "folds": len(report.folds)}
+        record["report"] = report.to_dict()
     if report.written:
         record["output"] = task["model"]
         record["written"] = {Path(w).relative_to(task["root"]).as_posix(): _hash(Path(w)) for w in report.written}
@@ -150,7 +150,8 @@ def _work(task: Mapping[str, Any], record: Record) -> None:
         record["reason"] = "; what lies at its place in the output folder is from an earlier run"
     why = report.verification.reason if report.verification else ""
     status = "oom" if report.status == "unverified" and _NO_MEMORY.search(why) else report.status
-    record |= {"status": status, "reason": why + record["reason"]}
+    folds = len(report.folds) if status in ("folded", "unverified") else 0
+    record |= {"status": status, "reason": why + record["reason"], "folds": folds}
 
 
 def _options(task: Mapping[str, Any]) -> pipeline.Options:
