@@ -163,6 +163,7 @@ def _training(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         if node.op_type == "BatchNormalization":
             node.attribute.append(helper.make_attribute("training_mode", 1))
+            node.output.extend([f"{node.output[0]}_mean", f"{node.output[0]}_variance"])
 
 
 def _same_names(model: onnx.ModelProto) -> None:
