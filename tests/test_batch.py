@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +25,7 @@ from onnxrep.batch import child, journal, lock, supervise
 from onnxrep.batch.records import FINAL
 from onnxrep.errors import OutputError, UsageError
 from onnxrep.proof.sessions import Runtime
+from tests.processes import Started, files
 from tests.test_cli import call
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits as POSIX has them")
@@ -58,28 +57,8 @@ def records(out: Path) -> list[dict]:
     return list(journal.read(out / journal.NAME))
 
 
-def files(folder: Path) -> dict[str, str]:
-    """Relative path -> hash of all files but the journal and the lock."""
-    paths = [
-        p for p in folder.rglob("*") if p.is_file() and not p.name.startswith((journal.NAME, ".onnxrep-batch.lock"))
-    ]
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
-
-
 def statuses(summary) -> dict[str, str]:
     return {o.model: o.status for o in summary.outcomes}
-
-
-def running(tag: str) -> list[int]:
-    """Processes whose command line or environment holds a text."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            if tag.encode() in (place / "environ").read_bytes() and "Z" not in (place / "stat").read_text().split()[2]:
-                found.append(int(place.name))
-        except OSError:
-            continue
-    return found
 
 
 # -- faulty files -----------------------------------------------------------------------------------------------------
@@ -314,39 +293,6 @@ def test_a_provider_that_is_not_there_ends_the_batch(capsys, tmp_path):
 # -- killing --------------------------------------------------------------------------------------------------------
 
 
-class Started:
-    """``onnxrep batch`` in a process of its own, with a mark in the environment of all that it starts."""
-
-    def __init__(self, root: Path, *options: str) -> None:
-        self.tag = f"ONNXREP_TEST={root}"
-        command = [sys.executable, "-m", "onnxrep", "batch", str(root / "in"), "-o", str(root / "out"), *options]
-        environment = os.environ | {"ONNXREP_TEST": str(root)}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.process = subprocess.Popen(command, text=True, env=environment, **pipes)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-    def until(self, condition) -> None:
-        """Wait until something holds while the batch runs."""
-        end = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < end
-            assert self.process.poll() is None, self.process.communicate()
-            time.sleep(0.02)
-
-    def gone(self) -> bool:
-        """Whether all processes end within a few seconds."""
-        end = time.monotonic() + 20
-        while running(self.tag) and time.monotonic() < end:
-            time.sleep(0.05)
-        return not running(self.tag)
-
-
 def with_slow_ones(root: Path, count=2) -> None:
     zoo(root / "in")
     for number in range(count):
@@ -355,7 +301,7 @@ def with_slow_ones(root: Path, count=2) -> None:
 
 def test_interrupted(tmp_path):
     with_slow_ones(tmp_path)
-    with Started(tmp_path, "--jobs", "2") as run:
+    with Started(tmp_path / "in", tmp_path / "out", "--jobs", "2") as run:
         run.until(lambda: len(records(tmp_path / "out")) == 6)  # two remain that never end
         run.process.send_signal(signal.SIGINT)
         _, err = run.process.communicate(timeout=20)
@@ -370,7 +316,7 @@ def test_interrupted(tmp_path):
 
 def test_nobody_outlives_a_killed_parent(tmp_path):
     with_slow_ones(tmp_path)
-    with Started(tmp_path, "--jobs", "2") as run:
+    with Started(tmp_path / "in", tmp_path / "out", "--jobs", "2") as run:
         run.until(lambda: len(records(tmp_path / "out")) >= 3)
     assert run.gone()
     for path in (tmp_path / "in").glob("*z*"):
