@@ -113,9 +113,8 @@ def main() -> None:
         start = time.monotonic()
         runs, killed = many_runs(zoo, wild, arguments.kills, random.Random(arguments.seed))
         seconds = time.monotonic() - start
-        say(
-            f"killed and resumed: {seconds:.0f} s, {runs} runs; killed: {', '.join(f'{n} x {who}' for who, n in killed.items())}"
-        )
+        victims = ", ".join(f"{count} x {who}" for who, count in killed.items())
+        say(f"killed and resumed: {seconds:.0f} s, {runs} runs; killed: {victims}")
         wrong += say_differences(found(calm), found(wild))
         differing = {name for name, _ in files(calm).items() ^ files(wild).items()}
         for name in sorted(differing):
