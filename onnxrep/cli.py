@@ -78,8 +78,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    """Add what every command knows."""
+    """Add what every command for single models knows."""
     parser.add_argument("-v", "--verbose", action="store_true", help="show every fold and every refusal")
+    _debugging(parser)
+
+
+def _debugging(parser: argparse.ArgumentParser) -> None:
+    """Add what every command knows."""
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
@@ -92,7 +97,7 @@ def _folding(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _checking(parser: argparse.ArgumentParser) -> None:
+def _checking(parser: argparse.ArgumentParser, threads: str = "its own choice") -> None:
     """Add what commands that run models know."""
     parser.add_argument(
         "--provider", choices=("cpu", "cuda"), default="cpu", help="where both models run for the check (default: cpu)"
@@ -108,7 +113,7 @@ def _checking(parser: argparse.ArgumentParser) -> None:
         "--input-data", type=Path, metavar="FILE.npz", help="check on these inputs too (arrays named as the inputs)"
     )
     parser.add_argument(
-        "--threads", type=_count, default=0, metavar="N", help="threads for ONNX Runtime (default: its own choice)"
+        "--threads", type=_count, default=0, metavar="N", help=f"threads for ONNX Runtime (default: {threads})"
     )
 
 
@@ -209,8 +214,8 @@ def _batch_command(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser.add_argument("--no-verify", action="store_true", help="do not compare the models end to end")
     _writing(parser)
     _folding(parser)
-    _checking(parser)
-    _common(parser)
+    _checking(parser, threads="an equal share of the cores")
+    _debugging(parser)
     parser.set_defaults(run=_batch)
 
 

@@ -445,6 +445,7 @@ def test_wrong_usage(capsys, tmp_path):
         ([tmp_path / "in"], "name the folder for the results"),
         ([tmp_path / "nowhere", "-o", tmp_path / "out"], "no such file or folder"),
         ([tmp_path / "in", "-o", tmp_path / "in"], "is an input"),
+        ([tmp_path / "in", "-o", tmp_path / "out", "--include", "b*"], "no model was found"),
         ([tmp_path / "in", "-o", tmp_path / "out", "--timeout", "0"], "is no number above zero"),
         ([tmp_path / "in", "-o", tmp_path / "out", "--input-data", tmp_path / "no.npz"], "no such file"),
     ):

@@ -52,7 +52,7 @@ def run_batch(
         progress: see :data:`Progress`.
 
     Raises:
-        UsageError: an input is missing, results would collide, or the provider is not there.
+        UsageError: an input is missing, no model is found, results would collide, or the provider is not there.
         OutputError: the output folder cannot be written, or another run works on it.
         KeyboardInterrupt: the run was interrupted; children are ended, and what was done is recorded.
 
@@ -62,6 +62,8 @@ def run_batch(
     if root is None and not options.dry_run:
         raise UsageError("no output folder was named")
     jobs = find([str(i) for i in inputs], root, options.include, options.exclude)
+    if not jobs:
+        raise UsageError("no model was found, or none that --include and --exclude leave")
     with contextlib.ExitStack() as stack:
         book, previous = None, {}
         if root is not None:
