@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from onnxrep import __version__
 from onnxrep.errors import OnnxrepError, UsageError
+from onnxrep.printing import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _complain(text: str) -> None:
     """Print one line to stderr."""
-    print(f"onnxrep: {' '.join(text.splitlines())}", file=sys.stderr)  # noqa: T201
+    print(f"onnxrep: {one_line(text)}", file=sys.stderr)  # noqa: T201
 
 
 class _Parser(argparse.ArgumentParser):

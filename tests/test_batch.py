@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -17,12 +18,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from rich.console import Console
 
 from models import faulty
 from models.net import Net
 from onnxrep import BatchOptions, pipeline, run_batch
-from onnxrep.batch import child, journal, lock, supervise
-from onnxrep.batch.records import FINAL
+from onnxrep.batch import child, display, journal, lock, supervise
+from onnxrep.batch.records import FINAL, Outcome
 from onnxrep.errors import OutputError, UsageError
 from onnxrep.proof.sessions import Runtime
 from tests.processes import Started, files
@@ -110,7 +112,7 @@ def test_records_hold_everything(faulted):
             assert record["peak"] > 1 << 20
             assert record["versions"] == pipeline.versions()
         elif record["status"] == "crashed":
-            assert record["signal"] == "SIGABRT"
+            assert (record["signal"], record["exit"]) == ("SIGABRT", None)
             assert "SIGABRT" in record["reason"]
         elif record["status"] != "unchanged":
             assert record["reason"]
@@ -397,7 +399,7 @@ def test_an_executor_that_loses_tasks(tmp_path):
     zoo(tmp_path / "in", 4)
     summary = run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS, executor=Lossy())
     assert summary.counts == {"folded": 2, "error": 2}
-    assert summary.failures[0].reason == "the executor lost it: RuntimeError"
+    assert summary.failures[0].reason == "the executor lost it: RuntimeError: worker died"
     assert run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS).counts == {"folded": 4}
     supervise._shared.close()
 
@@ -437,6 +439,18 @@ def test_what_people_see(capsys, tmp_path):
     assert code == 0
     assert "2 models were done in a former run" in out
     assert "folded (as before)" in err
+
+
+def test_a_bar_for_people():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with display.Watch(console) as watch:
+        watch.show(Outcome("a.onnx", "folded", "", 3, 0.1), 1, 2)
+        watch.show(Outcome("b\x1b.onnx", "oom", "out of memory", 0, 0.1), 2, 2)
+    text = console.file.getvalue()
+    assert "2/2" in text
+    assert "3 folds, 1 failed" in text
+    assert "oom b\\x1b.onnx out of memory" in text
+    assert "a.onnx" not in text
 
 
 def test_wrong_usage(capsys, tmp_path):

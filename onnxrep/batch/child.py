@@ -19,6 +19,7 @@ import onnxrep.proof.check  # noqa: F401  the server that forks children has it 
 from onnxrep import files, pipeline
 from onnxrep.batch.records import FINAL
 from onnxrep.errors import MissingInput, OnnxrepError, UsageError
+from onnxrep.printing import one_line
 from onnxrep.proof.sessions import Runtime
 
 Record = dict[str, Any]
@@ -101,15 +102,8 @@ def check(task: Mapping[str, Any]) -> Record:
 
 def run(task: Mapping[str, Any]) -> Record:
     """Return the record of one model: what became of it, with everything that a report needs."""
-    record: Record = {
-        "status": "error",
-        "reason": "",
-        "key": "",
-        "input_sha256": "",
-        "output": "",
-        "written": {},
-        "folds": 0,
-    }
+    record: Record = {"status": "error", "reason": "", "folds": 0, "key": "", "input_sha256": ""}
+    record |= {"output": "", "written": {}}
     record |= {"lacking": task["lacking"], "versions": pipeline.versions(), "options": task["options"], "report": None}
     try:
         _work(task, record)
@@ -119,6 +113,7 @@ def run(task: Mapping[str, Any]) -> Record:
         record |= {"status": "oom", "reason": "out of memory"}
     except Exception as error:  # noqa: BLE001  a bug of ours, which must not stop the batch
         record |= {"status": "error", "reason": f"{type(error).__name__}: {error}"}
+    record["reason"] = one_line(record["reason"])
     return record
 
 

@@ -19,6 +19,7 @@ from onnxrep.batch.journal import Journal, Record
 from onnxrep.batch.lock import locked
 from onnxrep.batch.records import GOOD, BatchOptions, Outcome, Summary
 from onnxrep.errors import OnnxrepError, OutputError, UsageError
+from onnxrep.printing import one_line
 
 _SHARE = 0.5
 """Of the machine's memory, what a batch takes if it is told nothing."""
@@ -236,7 +237,7 @@ def _result(future: Future[str], ticket: _Ticket) -> Record:
     try:
         found: Record = json.loads(future.result())
     except Exception as error:  # noqa: BLE001  an executor that loses its worker raises what it likes
-        return empty | {"reason": f"the executor lost it: {type(error).__name__}"}
+        return empty | {"reason": one_line(f"the executor lost it: {type(error).__name__}: {error}")}
     return empty | found
 
 

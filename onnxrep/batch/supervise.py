@@ -111,9 +111,10 @@ class Server:
         path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
         # One thread for numpy: sums then have one order, and the same model gives the same bytes everywhere.
         environment = os.environ | dict.fromkeys(_LIBRARIES, "1") | {"PYTHONPATH": path}
-        command = [sys.executable, "-P", "-m", "onnxrep.batch.server", *(["--fork"] if forks else [])]
+        # Python warns of a fork beside threads; the server has one of ONNX Runtime's, which is idle without sessions.
+        command = [sys.executable, "-P", "-W", "ignore::DeprecationWarning", "-m", "onnxrep.batch.server"]
         self._process = subprocess.Popen(  # noqa: S603  our own module
-            command,
+            [*command, "--fork"] if forks else command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -151,7 +152,7 @@ class Server:
             record = {"status": INTERRUPTED}
         name = _signal_name(code)
         seconds = round(time.monotonic() - start, 3)
-        return record | {"seconds": seconds, "peak": ending["peak"], "exit": max(code, 0), "signal": name}
+        return record | {"seconds": seconds, "peak": ending["peak"], "exit": None if name else code, "signal": name}
 
     def _send(self, task: Record) -> None:
         """Write a task to the server."""
@@ -192,11 +193,10 @@ class Server:
         lines = [line.strip() for line in tail.decode(errors="replace").splitlines() if line.strip()]
         last = f": {lines[-1][:300]}" if lines else ""
         name = _signal_name(code)
-        if limit is not None or name == "SIGXCPU":
-            return {
-                "status": "timeout",
-                "reason": f"ended after {limit:g} seconds" if limit else "its CPU time is used up",
-            }
+        if limit is not None:
+            return {"status": "timeout", "reason": f"ended after {limit:g} seconds"}
+        if name == "SIGXCPU":
+            return {"status": "timeout", "reason": "its CPU time is used up"}
         if name == "SIGKILL" or b"bad_alloc" in tail or b"MemoryError" in tail:
             return {"status": "oom", "reason": f"ended by {name or 'itself'}, most likely for want of memory{last}"}
         return {"status": "crashed", "reason": f"{name or f'exit code {code}'}{last}"}
