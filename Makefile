@@ -60,6 +60,9 @@ fuzz: env ## 100,000 random regions, the share of needless refusals, more exampl
 mutants: env ## wrong folds: which the proof of each fold catches, which the end-to-end check alone (about ten minutes)
 	$(BIN)/python -m tests.mutants
 
+batch-faults: env ## 500 models with 40 faulty files in one run, and killed at random moments and resumed (about ten minutes)
+	$(BIN)/python -m tests.batch_faults
+
 bench: env ## what the proofs cost: tables of times (about two minutes)
 	$(BIN)/python -m benchmarks.proof
 
@@ -73,4 +76,4 @@ golden: env ## write the golden texts anew; review the difference
 clean: ## remove what make made
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help env demo test lint types layers unit zoo zoo-half fuzz mutants bench blocks golden clean
+.PHONY: help env demo test lint types layers unit zoo zoo-half fuzz mutants batch-faults bench blocks golden clean

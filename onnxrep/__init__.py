@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from onnxrep.batch import BatchOptions, run_batch
     from onnxrep.pipeline import Options, Result, inspect, optimize, verify
 
-__all__ = ["Options", "Result", "__version__", "inspect", "optimize", "verify"]
+__all__ = ["BatchOptions", "Options", "Result", "__version__", "inspect", "optimize", "run_batch", "verify"]
 
 
 def __getattr__(name: str) -> Any:
     """Import the interface when it is first used: the command line's help needs none of it."""
+    if name in ("BatchOptions", "run_batch"):
+        from onnxrep import batch
+
+        return getattr(batch, name)
     if name in __all__:
         from onnxrep import pipeline
 

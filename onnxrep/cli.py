@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from onnxrep import __version__
 from onnxrep.errors import OnnxrepError, UsageError
-from onnxrep.escape import printable
+from onnxrep.escape import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _complain(text: str) -> None:
     """Print one line to stderr."""
-    print(f"onnxrep: {printable(' '.join(text.splitlines()))}", file=sys.stderr)  # noqa: T201
+    print(f"onnxrep: {one_line(text)}", file=sys.stderr)  # noqa: T201
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,7 +56,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
-        self.exit(2, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {one_line(message)}; see {self.prog} --help\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,14 +71,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"onnxrep {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     _optimize_command(commands)
+    _batch_command(commands)
     _inspect_command(commands)
     _verify_command(commands)
     return parser
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    """Add what every command knows."""
+    """Add what every command for single models knows."""
     parser.add_argument("-v", "--verbose", action="store_true", help="show every fold and every refusal")
+    _debugging(parser)
+
+
+def _debugging(parser: argparse.ArgumentParser) -> None:
+    """Add what every command knows."""
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
@@ -100,7 +106,7 @@ def _folding(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _checking(parser: argparse.ArgumentParser) -> None:
+def _checking(parser: argparse.ArgumentParser, threads: str = "its own choice") -> None:
     """Add what commands that run models know."""
     parser.add_argument(
         "--provider", choices=("cpu", "cuda"), default="cpu", help="where both models run for the check (default: cpu)"
@@ -131,15 +137,39 @@ def _checking(parser: argparse.ArgumentParser) -> None:
         help="library of custom ops for ONNX Runtime; its code is run, so name only one that you trust",
     )
     parser.add_argument(
-        "--threads", type=_count, default=0, metavar="N", help="threads for ONNX Runtime (default: its own choice)"
+        "--threads", type=_count, default=0, metavar="N", help=f"threads for ONNX Runtime (default: {threads})"
     )
 
 
 def _count(text: str) -> int:
-    """Read a number of threads."""
+    """Read a number of threads or processes."""
     if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
     return int(text)
+
+
+def _writing(parser: argparse.ArgumentParser) -> None:
+    """Add what commands that write models know."""
+    parser.add_argument(
+        "--allow-unverified", action="store_true", help="write the model also if the check could not decide (exit 0)"
+    )
+    parser.add_argument(
+        "--external-data", action="store_true", help="write the weights into a data file beside the model"
+    )
+    parser.add_argument(
+        "--follow-symlinks", action="store_true", help="write through an output that is a symbolic link"
+    )
+
+
+def _amount(text: str) -> float:
+    """Read a number above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above zero")
+    return value
 
 
 def _optimize_command(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -151,21 +181,68 @@ def _optimize_command(commands: argparse._SubParsersAction[_Parser]) -> None:
         "-o", "--output", type=Path, metavar="OUT", help="the file to write (default: MODEL.rep.onnx beside it)"
     )
     parser.add_argument("--no-verify", action="store_true", help="do not compare the models end to end")
-    parser.add_argument(
-        "--allow-unverified", action="store_true", help="write the model also if the check could not decide (exit 0)"
-    )
-    parser.add_argument(
-        "--external-data", action="store_true", help="write the weights into a data file beside the model"
-    )
-    parser.add_argument(
-        "--follow-symlinks", action="store_true", help="write through an output that is a symbolic link"
-    )
+    _writing(parser)
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write everything about the run as JSON")
     _reading(parser)
     _folding(parser)
     _checking(parser)
     _common(parser)
     parser.set_defaults(run=_optimize)
+
+
+def _batch_command(commands: argparse._SubParsersAction[_Parser]) -> None:
+    """Add ``batch``."""
+    text = "fold, verify and write many models, each in a process of its own; what was done before is not done again"
+    parser = commands.add_parser(
+        "batch",
+        help=text,
+        description=text,
+        epilog="OUT mirrors the folders, and holds onnxrep-batch.jsonl: one record per model and run. Run the same "
+        "command again to go on after an interruption. Exit code 1: some models failed; all others are done.",
+    )
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="FOLDER",
+        help="a folder (searched for *.onnx), a file, or a pattern such as 'a/**/*.onnx'",
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="the folder for the results (must be given)")
+    parser.add_argument(
+        "--jobs",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="models at a time (default: one per core, which share the cores)",
+    )
+    parser.add_argument(
+        "--memory",
+        type=_amount,
+        default=0.0,
+        metavar="GIB",
+        help="for all models together (default: half of the machine's)",
+    )
+    parser.add_argument(
+        "--timeout", type=_amount, default=600.0, metavar="S", help="seconds that one model may take (default: 600)"
+    )
+    for option, what in (("--include", "work only on models"), ("--exclude", "leave out models")):
+        parser.add_argument(
+            option,
+            action="append",
+            default=[],
+            metavar="PATTERN",
+            help=f"{what} whose path below FOLDER matches ('*' matches slashes too); may be repeated",
+        )
+    parser.add_argument("--dry-run", action="store_true", help="say what would fold; write nothing, no record either")
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="try again what failed before, even if nothing changed since"
+    )
+    parser.add_argument("--no-verify", action="store_true", help="do not compare the models end to end")
+    _writing(parser)
+    _reading(parser)
+    _folding(parser)
+    _checking(parser, threads="an equal share of the cores")
+    _debugging(parser)
+    parser.set_defaults(run=_batch)
 
 
 def _inspect_command(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -269,6 +346,41 @@ def _check_apart(report: Path, *models: Path) -> None:
     """Check that a report does not take the place of a model."""
     if report.resolve() in [m.resolve() for m in models]:
         raise UsageError(f"--report {report}: is a model of this run")
+
+
+def _batch(arguments: argparse.Namespace) -> int:
+    """Run ``batch``."""
+    from rich.console import Console
+
+    from onnxrep.batch import BatchOptions, display, run_batch
+
+    if arguments.output is None and not arguments.dry_run:
+        raise UsageError("name the folder for the results with -o, or use --dry-run")
+    options = BatchOptions(
+        verify=not arguments.no_verify,
+        provider=arguments.provider,
+        input_shapes=dict(_shape(text) for text in arguments.input_shape),
+        input_ranges=dict(_range(text) for text in arguments.input_range),
+        input_data=arguments.input_data,
+        allow_unverified=arguments.allow_unverified,
+        inline_functions=arguments.inline_functions,
+        external_data=arguments.external_data,
+        follow_symlinks=arguments.follow_symlinks,
+        hf_cache=arguments.hf_cache,
+        custom_ops_lib=tuple(arguments.custom_ops_lib),
+        include=tuple(arguments.include),
+        exclude=tuple(arguments.exclude),
+        jobs=arguments.jobs,
+        threads=arguments.threads,
+        memory=arguments.memory * 2**30,
+        timeout=arguments.timeout,
+        dry_run=arguments.dry_run,
+        retry_failed=arguments.retry_failed,
+    )
+    with display.Watch(Console(stderr=True)) as watch:
+        summary = run_batch(arguments.inputs, arguments.output, options, progress=watch.show)
+    display.show(summary, _console(), dry=arguments.dry_run)
+    return 0 if summary.ok else 1
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

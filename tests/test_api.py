@@ -19,7 +19,8 @@ MODEL = next(iter(seed_blocks())).model()
 
 
 def test_the_names():
-    assert sorted(onnxrep.__all__) == ["Options", "Result", "__version__", "inspect", "optimize", "verify"]
+    names = ["BatchOptions", "Options", "Result", "__version__", "inspect", "optimize", "run_batch", "verify"]
+    assert sorted(onnxrep.__all__) == names
     for name in onnxrep.__all__:
         assert getattr(onnxrep, name)
         assert name == "__version__" or inspect.getdoc(getattr(onnxrep, name))

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import onnx
 from onnx import helper
 
 from onnxrep.files import tensor_bytes, tensors
 from onnxrep.graph import DEFAULT_DOMAINS
+from onnxrep.machine import memory
 from onnxrep.proof.lowering import unfolding
 from onnxrep.shapes import inferred
 
 _DOUBLE = 8
 _SHARE = 0.6
-_UNKNOWN = 8 << 30
 _LEAST = 64
 
 
 def budget() -> float:
     """Return the bytes that a check may take: most of what the machine (or its control group) has."""
-    limits = [float(_UNKNOWN)]
-    try:
-        limits = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
-        limits.append(float(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (AttributeError, OSError, ValueError):
-        pass
-    return _SHARE * min(limits)
+    return _SHARE * memory()
 
 
 def needed(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> float:

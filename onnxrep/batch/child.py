@@ -1,0 +1,211 @@
+"""The child's work: limits for itself, the key of a model, and the record of what became of it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import onnxrep.proof.check  # noqa: F401  the server that forks children has it ready for them
+from onnxrep import files, pipeline
+from onnxrep.batch.records import FINAL
+from onnxrep.errors import MissingInput, OnnxrepError, UsageError
+from onnxrep.escape import one_line
+from onnxrep.proof.sessions import Runtime
+
+Record = dict[str, Any]
+
+_BESIDES = 64 << 20
+"""Bytes that a child may write beyond four times its model."""
+
+_NO_MEMORY = re.compile(r"bad_alloc|bad allocation|allocate memory|MemoryError")
+"""How native code says that it ran into the limit of the address space."""
+
+_LATER = 10
+"""Seconds of CPU beyond the time limit: this limit is for a child whose supervisor is gone."""
+
+
+def prepare(task: Mapping[str, Any]) -> list[str]:
+    """Bind the child's life to the supervisor's, and limit what it may use; return the limits that cannot be set.
+
+    The address space may grow by ``task["memory"]`` bytes over what the libraries have taken already. CUDA reserves far
+    more than it uses, so there the address space has no limit.
+    """
+    threading.Thread(target=_end_with_supervisor, daemon=True).start()
+    signal.signal(signal.SIGTERM, _leave)
+    seconds = int(task["timeout"] * task["threads"]) + _LATER
+    limits = {"RLIMIT_CORE": 0, "RLIMIT_CPU": seconds, "RLIMIT_AS": _address_space() + int(task["memory"])}
+    if task["options"]["provider"] != "cpu":
+        del limits["RLIMIT_AS"]
+    wanted = ("RLIMIT_CORE", "RLIMIT_CPU", "RLIMIT_AS")
+    return [name for name in wanted if name not in limits or not _limit(name, limits[name])]
+
+
+def _end_with_supervisor() -> None:
+    """End this process and what it started as soon as the supervisor's end of standard input is closed."""
+    os.read(0, 1)
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End in such a way that temporary files are removed."""
+    sys.exit(128 + number)
+
+
+def _limit(name: str, value: int) -> bool:
+    """Set a limit of this process; say whether the platform can."""
+    try:
+        import resource
+
+        _, most = resource.getrlimit(getattr(resource, name))
+        if most != resource.RLIM_INFINITY:
+            value = min(value, most)
+        resource.setrlimit(getattr(resource, name), (value, most))
+    except (ImportError, AttributeError, ValueError, OSError):
+        return False
+    return True
+
+
+def _address_space() -> int:
+    """Return the bytes of address space that this process has taken so far (1 GiB where that is not known)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 1 << 30
+
+
+def check(task: Mapping[str, Any]) -> Record:
+    """Check what all models of a batch need, and remove what dead runs left in the folders of the results."""
+    options = _options(task)
+    try:
+        if options.input_data is not None and not options.input_data.is_file():
+            raise UsageError(f"{options.input_data}: no such file")
+        if options.verify:
+            Runtime(options.provider, options.threads, custom_ops=tuple(options.custom_ops_lib)).check()
+    except OnnxrepError as error:
+        return {"status": "error", "reason": str(error), "usage": isinstance(error, UsageError)}
+    for folder in task["folders"]:
+        files.remove_stale(Path(folder))
+    return {"status": "ready", "reason": ""}
+
+
+def run(task: Mapping[str, Any]) -> Record:
+    """Return the record of one model: what became of it, with everything that a report needs."""
+    record: Record = {"status": "error", "reason": "", "folds": 0, "key": "", "input_sha256": ""}
+    record |= {"output": "", "written": {}}
+    record |= {"lacking": task["lacking"], "versions": pipeline.versions(), "options": task["options"], "report": None}
+    try:
+        _work(task, record)
+    except OnnxrepError as error:
+        record |= {"status": error.status, "reason": str(error).removeprefix(f"{task['source']}: ")}
+    except MemoryError:
+        record |= {"status": "oom", "reason": "out of memory"}
+    except Exception as error:  # noqa: BLE001  a bug of ours, which must not stop the batch
+        record |= {"status": "error", "reason": f"{type(error).__name__}: {error}"}
+    record["reason"] = one_line(record["reason"])
+    return record
+
+
+def _work(task: Mapping[str, Any], record: Record) -> None:
+    """Fold one model, or find that it was folded before, and fill in its record."""
+    path, options = Path(task["source"]), _options(task)
+    source = files.read(path, options.hf_cache)
+    record["input_sha256"] = source.digest
+    outside = source.external_digests()
+    record["key"] = _key(source, outside, options)
+    if task["previous"] and _stands(task["previous"], record["key"], task):
+        record["status"] = "resumed"
+        return
+    with _unchanged([path, *(path.parent / name for name in outside)]):
+        if not _limit("RLIMIT_FSIZE", 4 * (len(source.data) + source.external_size) + _BESIDES):
+            record["lacking"].append("RLIMIT_FSIZE")
+        del source
+        if task["root"] is None:
+            report = pipeline.inspect(path, inline_functions=options.inline_functions, hf_cache=options.hf_cache)
+        else:
+            target = Path(task["root"], task["model"])
+            target.parent.mkdir(parents=True, exist_ok=True)
+            report = pipeline.optimize(path, target, options).report
+        record["report"] = report.to_dict()
+    if report.written:
+        record["output"] = task["model"]
+        record["written"] = {Path(w).relative_to(task["root"]).as_posix(): _hash(Path(w)) for w in report.written}
+    elif task["root"] is not None and target.exists():
+        record["reason"] = "; what lies at its place in the output folder is from an earlier run"
+    why = report.verification.reason if report.verification else ""
+    status = "oom" if report.status == "unverified" and _NO_MEMORY.search(why) else report.status
+    folds = len(report.folds) if status in ("folded", "unverified") else 0
+    record |= {"status": status, "reason": why + record["reason"], "folds": folds}
+
+
+def _options(task: Mapping[str, Any]) -> pipeline.Options:
+    """Return the pipeline's options for a task."""
+    given = dict(task["options"])
+    given["input_shapes"] = {name: tuple(shape) for name, shape in given["input_shapes"].items()}
+    given["input_ranges"] = {name: tuple(limits) for name, limits in given["input_ranges"].items()}
+    given["input_data"] = Path(given["input_data"]) if given["input_data"] else None
+    given["custom_ops_lib"] = tuple(map(Path, given["custom_ops_lib"]))
+    return pipeline.Options(**given, threads=task["threads"])
+
+
+def _key(source: files.ModelFile, outside: Mapping[str, str], options: pipeline.Options) -> str:
+    """Return the hash of all that the result depends on."""
+    given = {name: value for name, value in vars(options).items() if name != "threads"}
+    if options.input_data is not None:
+        given["input_data"] = _hash(options.input_data)
+    given["custom_ops_lib"] = [_hash(path) for path in options.custom_ops_lib]
+    parts = {
+        "model": source.digest,
+        "external": outside,
+        "options": given,
+        "versions": pipeline.versions(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _hash(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _stands(previous: Record, key: str, task: Mapping[str, Any]) -> bool:
+    """Whether the record of a former run still tells what this one would find."""
+    if previous["key"] != key or previous["status"] not in FINAL:
+        return False
+    files_ = [(Path(task["root"], name), content) for name, content in previous["written"].items()]
+    return all(p.is_file() and not p.is_symlink() and _hash(p) == content for p, content in files_)
+
+
+@contextlib.contextmanager
+def _unchanged(paths: list[Path]) -> Iterator[None]:
+    """Refuse to trust what is done here if one of the files read changes meanwhile.
+
+    Raises:
+        MissingInput: one did.
+
+    """
+
+    def stamps() -> list[tuple[int, ...]]:
+        found = [path.stat() for path in paths]
+        return [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in found]
+
+    before = stamps()
+    yield
+    if stamps() != before:
+        raise MissingInput("the model was replaced while it was read; the result is not trusted")
+
+
+KINDS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {"check": check, "run": run}
+"""Kind of a task -> what the child does."""

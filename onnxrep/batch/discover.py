@@ -1,0 +1,145 @@
+"""Which files a batch works on, and where each result goes."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxrep.errors import UsageError
+from onnxrep.escape import printable
+
+SUFFIX = ".onnx"
+TEMPORARY = ".onnxrep-"
+"""How the names of files begin that a run is still writing, or did not live to remove."""
+
+
+@dataclass(frozen=True, order=True)
+class Job:
+    """One model of a batch.
+
+    Attributes:
+        model: where the result goes below the output folder, with forward slashes; the model's name in all records.
+        source: absolute path of the file to read.
+
+    """
+
+    model: str
+    source: str
+
+
+def find(
+    inputs: Sequence[str], output: Path | None, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> list[Job]:
+    """Return the jobs of a batch in a fixed order, each input's tree mirrored.
+
+    Args:
+        inputs: folders (searched for ``*.onnx``, links to folders not followed), files, and patterns with ``*``, ``?``,
+            ``[`` and ``**`` (what lies in front of the first wildcard is not mirrored).
+        output: the folder for the results, which is not searched; None if nothing is written.
+        include: patterns of which a model's relative path must match one, if there are any; ``*`` matches slashes too.
+        exclude: patterns of which it may match none.
+
+    Raises:
+        UsageError: an input is missing, a result would replace an input, or two inputs have one result.
+
+    """
+    found: dict[str, str] = {}
+    for given in inputs:
+        for path, base in _files(given, output):
+            model = path.relative_to(base).as_posix()
+            if not _wanted(model, include, exclude):
+                continue
+            source = str(path.absolute())
+            if found.setdefault(model, source) != source:
+                both = f"{printable(found[model])} and {printable(source)}"
+                raise UsageError(f"{both} have the same place in the output folder; run them apart")
+    jobs = sorted(Job(model, source) for model, source in found.items())
+    if output is not None:
+        _check_apart(jobs, output)
+    return jobs
+
+
+def _files(given: str, output: Path | None) -> Iterator[tuple[Path, Path]]:
+    """Yield the files that an argument stands for, each with the folder that its relative path starts from."""
+    path = Path(given)
+    if path.is_dir():
+        yield from ((file, path) for file in _walk(path, _below(output, path)))
+    elif path.is_file():
+        yield path, path.parent
+    elif glob.has_magic(given):
+        base = _fixed(path)
+        results = _below(output, base)
+        matches = sorted(base.glob(str(path.relative_to(base))))
+        for match in matches:
+            if match.is_dir():
+                yield from ((file, base) for file in _walk(match, results))
+            elif not _ours(match.name) and not _inside(match, results):
+                yield match, base
+        if not matches:
+            raise UsageError(f"{printable(given)}: matches no file")
+    else:
+        raise UsageError(f"{printable(given)}: no such file or folder")
+
+
+def _walk(folder: Path, results: Path | None) -> Iterator[Path]:
+    """Yield the models in a folder and those below it, without what lies in the folder of results."""
+
+    def fail(error: OSError) -> None:
+        raise UsageError(f"{printable(str(error.filename))}: cannot be searched ({error.strerror})") from None
+
+    for place, folders, names in os.walk(folder, onerror=fail):
+        if _inside(Path(place), results):
+            folders.clear()
+            continue
+        folders.sort()
+        yield from (Path(place, n) for n in sorted(names) if n.lower().endswith(SUFFIX) and not _ours(n))
+
+
+def _ours(name: str) -> bool:
+    """Whether a file is a temporary one of this or another run."""
+    return name.startswith(TEMPORARY)
+
+
+def _below(output: Path | None, base: Path) -> Path | None:
+    """Return the output folder if it lies below ``base``, where its files are results of former runs."""
+    if output is None:
+        return None
+    results = output.resolve()
+    return results if base.resolve() in results.parents else None
+
+
+def _inside(path: Path, results: Path | None) -> bool:
+    """Whether a path lies in the folder of results (or is it)."""
+    return results is not None and path.resolve().is_relative_to(results)
+
+
+def _fixed(pattern: Path) -> Path:
+    """Return the part of a pattern in front of its first wildcard."""
+    parts = pattern.parts[:-1]
+    first = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    return Path(*parts[:first])
+
+
+def _wanted(model: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    """Whether a relative path passes the filters."""
+
+    def matches(patterns: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatchcase(model, pattern) for pattern in patterns)
+
+    return (not include or matches(include)) and not matches(exclude)
+
+
+def _check_apart(jobs: Sequence[Job], output: Path) -> None:
+    """Check that no result takes the place of an input, and none needs a folder where another is a file."""
+    sources = {os.path.realpath(job.source) for job in jobs}
+    results = {job.model for job in jobs}
+    for job in jobs:
+        if os.path.realpath(output / job.model) in sources:
+            raise UsageError(f"{printable(str(output / job.model))}: is an input; choose another output folder")
+        above = next((p.as_posix() for p in Path(job.model).parents if p.as_posix() in results), None)
+        if above:
+            raise UsageError(f"{printable(job.model)}: needs a folder where {printable(above)} is a model")

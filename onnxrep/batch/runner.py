@@ -1,0 +1,251 @@
+"""Many models: who runs when, with how much memory, and what is recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from onnxrep import machine
+from onnxrep.batch import journal, supervise
+from onnxrep.batch.discover import Job, find
+from onnxrep.batch.journal import Journal, Record
+from onnxrep.batch.lock import locked
+from onnxrep.batch.records import GOOD, BatchOptions, Outcome, Summary
+from onnxrep.errors import OnnxrepError, OutputError, UsageError
+from onnxrep.escape import one_line
+
+_SHARE = 0.5
+"""Of the machine's memory, what a batch takes if it is told nothing."""
+
+_BASE = 512 << 20
+_TIMES = 3
+"""A model is expected to need ``_BASE`` bytes and ``_TIMES`` its size: its bytes, the folded ones, the float64 twin."""
+
+_DIED = ("timeout", "oom", "crashed")
+
+Progress = Callable[[Outcome, int, int], None]
+"""Called after each model with its outcome, how many are done, and how many there are."""
+
+
+def run_batch(
+    inputs: Sequence[str | Path],
+    output: str | Path | None = None,
+    options: BatchOptions | None = None,
+    *,
+    executor: Executor | None = None,
+    progress: Progress = lambda outcome, done, total: None,
+) -> Summary:
+    """Fold many models, each in a child process of its own, and record what became of each in the output folder.
+
+    Args:
+        inputs: folders, files or patterns; see :func:`onnxrep.batch.discover.find`.
+        output: the folder for the results, where the inputs' trees are mirrored; None only for a dry run.
+        options: see :class:`~onnxrep.batch.records.BatchOptions`.
+        executor: where the supervisors run, which start the children and wait for them; threads if None. Wherever an
+            executor runs them, the same files must be there, and ``options.memory`` is what one model may take.
+        progress: see :data:`Progress`.
+
+    Raises:
+        UsageError: an input is missing, no model is found, results would collide, or the provider is not there.
+        OutputError: the output folder cannot be written, or another run works on it.
+        KeyboardInterrupt: the run was interrupted; children are ended, and what was done is recorded.
+
+    """
+    options = options or BatchOptions()
+    root = None if options.dry_run or output is None else Path(output).absolute()
+    if root is None and not options.dry_run:
+        raise UsageError("no output folder was named")
+    jobs = find([str(i) for i in inputs], root, options.include, options.exclude)
+    if not jobs:
+        raise UsageError("no model was found, or none that --include and --exclude leave")
+    with contextlib.ExitStack() as stack:
+        book, previous = None, {}
+        if root is not None:
+            try:
+                root.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"{root}: cannot be made ({error.strerror})") from None
+            stack.enter_context(locked(root))
+            previous = journal.newest(root / journal.NAME)
+            book = stack.enter_context(Journal(root / journal.NAME))
+        run = _Run(root, options, previous, executor)
+        stack.callback(run.close)
+        run.check(jobs)
+        outcomes: list[Outcome] = []
+
+        def note(record: Record) -> None:
+            outcome = _outcome(record, previous)
+            if book is not None and not outcome.resumed:
+                book.append(record)
+            outcomes.append(outcome)
+            progress(outcome, len(outcomes), len(jobs))
+
+        try:
+            for record in run.records(jobs):
+                note(record)
+        except KeyboardInterrupt:
+            for record in run.end():
+                note(record)
+            raise
+        if any(outcome.status in _DIED for outcome in outcomes):
+            run.clean(jobs)
+    allowed = GOOD | {"unverified"} if options.allow_unverified else GOOD
+    return Summary(tuple(sorted(outcomes, key=lambda o: o.model)), allowed)
+
+
+def _outcome(record: Record, previous: Mapping[str, Record]) -> Outcome:
+    """Return what a record says; a model that was left as it is keeps what its former record says."""
+    resumed = record["status"] == "resumed"
+    told = previous[record["model"]] if resumed else record
+    return Outcome(record["model"], told["status"], told["reason"], told["folds"], record["seconds"], resumed)
+
+
+@dataclass(frozen=True)
+class _Ticket:
+    """A job with the bytes that are kept free for it."""
+
+    job: Job
+    share: float
+
+
+class _Run:
+    """The models of one batch on their way.
+
+    What a model is admitted with is also its child's limit, so all children together stay within the memory allowed. A
+    model that dies of a limit smaller than the whole is tried once more at the end, alone, with all of it: what becomes
+    of it does not depend on how many ran beside it.
+    """
+
+    def __init__(
+        self, root: Path | None, options: BatchOptions, previous: Mapping[str, Record], executor: Executor | None
+    ) -> None:
+        self._root, self._options, self._previous = root, options, previous
+        self._memory = options.memory or _SHARE * machine.memory()
+        self._workers = options.jobs or machine.cores()
+        self._threads = options.threads or max(machine.cores() // self._workers, 1)
+        self._pool = supervise.Pool()
+        self._local = executor is None
+        self._executor = executor or ThreadPoolExecutor(self._workers)
+        self._task = self._pool.run if self._local else supervise.run
+        self._running: dict[Future[str], _Ticket] = {}
+        self._finished: queue.SimpleQueue[Future[str]] = queue.SimpleQueue()
+
+    def check(self, jobs: Iterable[Job]) -> None:
+        """Check what all models need, and remove what dead runs left.
+
+        Raises:
+            UsageError: the provider or the inputs are not there.
+
+        """
+        self._checked(jobs, {} if self._root is not None else {"verify": False})
+
+    def clean(self, jobs: Iterable[Job]) -> None:
+        """Remove what children left that were ended."""
+        self._checked(jobs, {"verify": False})
+
+    def _checked(self, jobs: Iterable[Job], changes: Mapping[str, Any]) -> None:
+        """Have a child check options and clean folders; that child runs here."""
+        places = {(self._root / job.model).parent for job in jobs} if self._root is not None else set()
+        folders = sorted(str(place) for place in places if place.is_dir())
+        task = self._common("check", self._memory) | {"model": "", "folders": folders}
+        task["options"] = self._options.for_model() | dict(changes)
+        answer = json.loads(self._pool.run(json.dumps(task)))
+        if answer["status"] != "ready":
+            raise (UsageError if answer.get("usage") else OnnxrepError)(answer.get("reason", answer["status"]))
+
+    def records(self, jobs: Sequence[Job]) -> Iterator[Record]:
+        """Yield the record of each model as it is done."""
+        waiting = deque(_Ticket(job, self._share(job)) for job in jobs)
+        while waiting or self._running:
+            while waiting and self._admits(waiting[0]):
+                self._submit(waiting.popleft())
+            future = self._finished.get()
+            ticket = self._running.pop(future)
+            record = _result(future, ticket)
+            if record["status"] in ("oom", "crashed") and self._local and ticket.share < self._memory:
+                waiting.append(replace(ticket, share=self._memory))
+            else:
+                yield record
+
+    def end(self) -> Iterator[Record]:
+        """End all children; yield the records of models that were done all the same."""
+        for future in self._running:
+            future.cancel()
+        self._pool.stop()
+        if self._local:
+            self._executor.shutdown()
+        for future, ticket in self._running.items():
+            if future.done() and not future.cancelled():
+                record = _result(future, ticket)
+                if record["status"] != supervise.INTERRUPTED:
+                    yield record
+        self._running.clear()
+
+    def _share(self, job: Job) -> float:
+        """Return the bytes that a model gets: an equal share, or more where its files ask for it."""
+        if not self._local:
+            return self._memory
+        return min(self._memory, max(self._memory / self._workers, _BASE + _TIMES * _size(Path(job.source))))
+
+    def _admits(self, ticket: _Ticket) -> bool:
+        """Whether a model can start now."""
+        if not self._local or not self._running:
+            return True
+        reserved = sum(t.share for t in self._running.values())
+        return len(self._running) < self._workers and reserved + ticket.share <= self._memory
+
+    def _submit(self, ticket: _Ticket) -> None:
+        """Give a model to the executor."""
+        previous = self._previous.get(ticket.job.model)
+        if previous is not None and self._options.retry_failed and previous["status"] not in GOOD:
+            previous = None
+        task = self._common("run", ticket.share)
+        task |= {"model": ticket.job.model, "source": ticket.job.source, "previous": previous}
+        future = self._executor.submit(self._task, json.dumps(task))
+        self._running[future] = ticket
+        future.add_done_callback(self._finished.put)
+
+    def _common(self, kind: str, share: float) -> dict[str, Any]:
+        """Return what all tasks hold."""
+        return {
+            "kind": kind,
+            "root": None if self._root is None else str(self._root),
+            "options": self._options.for_model(),
+            "timeout": self._options.timeout,
+            "threads": self._threads,
+            "memory": share,
+        }
+
+    def close(self) -> None:
+        """End what this run started; children that still run are ended, and their models are not recorded."""
+        deque(self.end(), maxlen=0)
+        self._pool.close()
+
+
+def _result(future: Future[str], ticket: _Ticket) -> Record:
+    """Return the record of a model whose supervisor is done, with every field that a record has."""
+    empty: Record = {"model": ticket.job.model, "status": "error", "reason": "", "key": "", "input_sha256": ""}
+    empty |= {"output": "", "written": {}, "folds": 0, "lacking": [], "versions": {}, "options": {}, "report": None}
+    empty |= {"seconds": 0.0, "peak": None, "exit": None, "signal": ""}
+    try:
+        found: Record = json.loads(future.result())
+    except Exception as error:  # noqa: BLE001  an executor that loses its worker raises what it likes
+        return empty | {"reason": one_line(f"the executor lost it: {type(error).__name__}: {error}")}
+    return empty | found
+
+
+def _size(path: Path) -> int:
+    """Return the size of a model with its external data, as far as that bears one of the usual names."""
+    names = (path.name, f"{path.name}.data", f"{path.name}_data", f"{path.stem}.data", f"{path.stem}.bin")
+    total = 0
+    for name in names:
+        with contextlib.suppress(OSError):
+            total += path.with_name(name).stat().st_size
+    return total

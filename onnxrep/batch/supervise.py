@@ -1,0 +1,228 @@
+"""The thin supervisor of one model: it starts the child, waits no longer than allowed, and says how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnxrep
+
+INTERRUPTED = "interrupted"
+"""Status of a model whose child was ended because the batch ends; it is not recorded."""
+
+_GRACE = 2.0
+"""Seconds between asking a child to end and ending it."""
+
+_device = threading.Lock()
+"""Held while a model runs elsewhere than on the CPU: one at a time."""
+
+_TAIL = 4000
+_LIBRARIES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+Record = dict[str, Any]
+
+
+class Pool:
+    """The servers of one run, each lent to one supervisor at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[Server] = []
+        self._all: set[Server] = set()
+        self._stopped = False
+
+    def run(self, task: str) -> str:
+        """Do one task in a child and return its record; both are JSON.
+
+        Besides what the child says, the record holds ``seconds``, ``peak`` (bytes), ``exit`` and ``signal``.
+        """
+        given = json.loads(task)
+        forks = given["options"]["provider"] == "cpu" and hasattr(os, "fork")
+        record: Record = {"status": INTERRUPTED}
+        with contextlib.nullcontext() if given["options"]["provider"] == "cpu" else _device:
+            for _ in range(2):
+                with self._lent(forks) as server:
+                    if server is None:
+                        break
+                    record = server.do(given)
+                if server.alive or not forks or record["status"] == INTERRUPTED:
+                    break  # else the server died, which no model can bring about: the model gets another
+        return json.dumps({"model": given["model"], **record})
+
+    @contextlib.contextmanager
+    def _lent(self, forks: bool) -> Iterator[Server | None]:
+        """Yield a server that nobody else uses, or None if the run was stopped."""
+        with self._lock:
+            server = None
+            if not self._stopped:
+                server = self._idle.pop() if forks and self._idle else Server(forks)
+                self._all.add(server)
+        try:
+            yield server
+        finally:
+            with self._lock:
+                if server is not None and server.alive and not self._stopped:
+                    self._idle.append(server)
+                elif server is not None:
+                    self._all.discard(server)
+                    server.close()
+
+    def stop(self) -> None:
+        """End all children now; their models come back as ``interrupted``."""
+        with self._lock:
+            self._stopped = True
+            for server in self._all:
+                server.kill()
+
+    def close(self) -> None:
+        """End the servers that are idle."""
+        with self._lock:
+            for server in self._idle:
+                self._all.discard(server)
+                server.close()
+            self._idle.clear()
+
+
+_shared = Pool()
+
+
+def run(task: str) -> str:
+    """Do one task with the servers of this process: what an executor calls, here or on another machine."""
+    return _shared.run(task)
+
+
+class Server:
+    """A process that starts children (see :mod:`onnxrep.batch.server`), and the supervisor's end of its pipes."""
+
+    def __init__(self, forks: bool) -> None:
+        self._forks = forks
+        self._errors = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  it lives as long as the server
+        home = str(Path(onnxrep.__file__).parents[1])
+        path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
+        # One thread for numpy: sums then have one order, and the same model gives the same bytes everywhere.
+        environment = os.environ | dict.fromkeys(_LIBRARIES, "1") | {"PYTHONPATH": path}
+        # Python warns of a fork beside threads; the server has one of ONNX Runtime's, which is idle without sessions.
+        command = [sys.executable, "-P", "-W", "ignore::DeprecationWarning", "-m", "onnxrep.batch.server"]
+        self._process = subprocess.Popen(  # noqa: S603  our own module
+            [*command, "--fork"] if forks else command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment,
+            start_new_session=True,
+        )
+        self._child = 0
+        self._killed = False
+        self.alive = True
+
+    def do(self, task: Record) -> Record:
+        """Do one task, within its time limit."""
+        start = time.monotonic()
+        self._errors.seek(0)
+        self._errors.truncate()
+        done, late = threading.Event(), threading.Event()
+        ending: Record | None = None
+        with contextlib.suppress(BrokenPipeError):
+            self._send(task)
+            self._child = (self._hear() or {}).get("pid", 0)
+            clock = threading.Thread(target=self._watch, args=(task["timeout"], done, late), daemon=True)
+            clock.start()
+            ending = self._hear() if self._child else None
+            done.set()
+            clock.join()
+        if ending is None or not self._forks:
+            self.alive = False
+        if ending is None:  # the server died (or this process was the child): nothing of it may live on
+            self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+            ending = {"exit": self._process.wait(), "peak": None, "answer": None}
+        self._child = 0
+        code = ending["exit"]
+        record = ending["answer"] or self._ended(code, task["timeout"] if late.is_set() else None)
+        if self._killed:
+            record = {"status": INTERRUPTED}
+        name = _signal_name(code)
+        seconds = round(time.monotonic() - start, 3)
+        return record | {"seconds": seconds, "peak": ending["peak"], "exit": None if name else code, "signal": name}
+
+    def _send(self, task: Record) -> None:
+        """Write a task to the server."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(task).encode("ascii") + b"\n")
+        self._process.stdin.flush()
+
+    def _hear(self) -> Record | None:
+        """Read a line of the server, or None if it is gone."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        answer: Record | None = json.loads(line) if line.endswith(b"\n") else None
+        return answer
+
+    def _watch(self, limit: float, done: threading.Event, late: threading.Event) -> None:
+        """End the child if it is not done in time: politely, then not."""
+        if done.wait(limit):
+            return
+        late.set()
+        self._signal(signal.SIGTERM)
+        if not done.wait(_GRACE):
+            self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    def _signal(self, number: int) -> None:
+        """Send a signal to the child and to all that it started."""
+        if not self._child:
+            return
+        with contextlib.suppress(OSError):
+            if hasattr(os, "killpg"):
+                os.killpg(self._child, number)
+            else:
+                os.kill(self._child, number)
+
+    def _ended(self, code: int, limit: float | None) -> Record:
+        """Return the record of a child that gave no answer."""
+        self._errors.seek(max(self._errors.seek(0, os.SEEK_END) - _TAIL, 0))
+        tail = self._errors.read()
+        lines = [line.strip() for line in tail.decode(errors="replace").splitlines() if line.strip()]
+        last = f": {lines[-1][:300]}" if lines else ""
+        name = _signal_name(code)
+        if limit is not None:
+            return {"status": "timeout", "reason": f"ended after {limit:g} seconds"}
+        if name == "SIGXCPU":
+            return {"status": "timeout", "reason": "its CPU time is used up"}
+        if name == "SIGKILL" or b"bad_alloc" in tail or b"MemoryError" in tail:
+            return {"status": "oom", "reason": f"ended by {name or 'itself'}, most likely for want of memory{last}"}
+        return {"status": "crashed", "reason": f"{name or f'exit code {code}'}{last}"}
+
+    def kill(self) -> None:
+        """End the child and the server at once."""
+        self._killed = True
+        self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+        self._process.kill()
+
+    def close(self) -> None:
+        """Let the server end (it does at the end of its input), and wait for that."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+        self._errors.close()
+
+
+def _signal_name(code: int) -> str:
+    """Return the name of the signal that an exit code stands for, or an empty text."""
+    if code >= 0:
+        return ""
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

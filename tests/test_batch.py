@@ -1,0 +1,504 @@
+"""A batch as a whole: faulty files hurt nobody, nothing is done twice, and no kill leaves anything half done."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from rich.console import Console
+
+from models import faulty
+from models.net import Net
+from onnxrep import BatchOptions, Options, pipeline, run_batch
+from onnxrep.batch import child, display, journal, lock, supervise
+from onnxrep.batch.records import FINAL, Outcome
+from onnxrep.errors import OutputError, UsageError
+from onnxrep.proof.sessions import Runtime
+from tests.processes import Started, files
+from tests.test_cli import call
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits as POSIX has them")
+
+LIMIT = 10.0
+OPTIONS = BatchOptions(jobs=2, threads=1, timeout=LIMIT)
+
+
+def block(seed=0, channels=4, **settings):
+    net = Net(seed, **settings)
+    x = net.input((1, channels, 8, 8))
+    return net.model(net.relu(net.add(net.conv_bn(x, channels, 3), net.conv_bn(x, channels, 1), net.bn(x))))
+
+
+def zoo(folder: Path, count=6) -> Path:
+    """Some small models that fold."""
+    (folder / "deep er").mkdir(parents=True)
+    for seed in range(count):
+        onnx.save(block(seed), folder / ("deep er" if seed % 2 else "") / f"模型 {seed}.onnx")
+    return folder
+
+
+def slow(path: Path) -> None:
+    """A model that never ends."""
+    faulty.FAULTS[-1].write(path, 0)
+
+
+def records(out: Path) -> list[dict]:
+    return list(journal.read(out / journal.NAME))
+
+
+def statuses(summary) -> dict[str, str]:
+    return {o.model: o.status for o in summary.outcomes}
+
+
+# -- faulty files -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def faulted(tmp_path_factory):
+    """A zoo with every kind of fault in it, its run, and what was expected."""
+    root = tmp_path_factory.mktemp("zoo")
+    expected = faulty.write(root / "in", models=45, faulty=len(faulty.FAULTS))
+    summary = run_batch([root / "in"], root / "out", OPTIONS)
+    return root, expected, summary
+
+
+def test_every_model_has_its_status(faulted):
+    _, expected, summary = faulted
+    assert {status["status"] for status in expected.values()} >= {"oom", "crashed", "timeout", "error", "unverified"}
+    assert statuses(summary) == {model: what["status"] for model, what in expected.items()}
+    assert not summary.ok
+    assert {o.model for o in summary.failures} == {
+        m for m, what in expected.items() if what["status"] not in ("folded", "unchanged")
+    }
+
+
+def test_sound_models_are_whole_and_others_absent(faulted):
+    root, expected, _ = faulted
+    good = {model for model, what in expected.items() if what["status"] in ("folded", "unchanged")}
+    assert set(files(root / "out")) == good
+    for model in good:
+        before, after = (root / "in" / model).read_bytes(), (root / "out" / model).read_bytes()
+        assert (before == after) == (expected[model]["status"] == "unchanged")
+        if expected[model]["status"] == "folded":
+            Runtime(threads=1).session(after, "off")
+
+
+def test_records_hold_everything(faulted):
+    root, expected, _ = faulted
+    found = records(root / "out")
+    assert {r["model"] for r in found} == set(expected)
+    assert len(found) == len(expected)
+    for record in found:
+        assert not record["lacking"]
+        assert record["seconds"] > 0
+        if record["status"] == "folded":
+            assert record["written"] == {record["model"]: files(root / "out")[record["model"]]}
+            assert record["report"]["folds"]
+            assert record["report"]["verification"]["verdict"] == "verified"
+            assert record["input_sha256"] == files(root / "in")[record["model"]]
+            assert record["peak"] > 1 << 20
+            assert record["versions"] == pipeline.versions()
+        elif record["status"] == "crashed":
+            assert (record["signal"], record["exit"]) == ("SIGABRT", None)
+            assert "SIGABRT" in record["reason"]
+        elif record["status"] != "unchanged":
+            assert record["reason"]
+            assert "\n" not in record["reason"]
+
+
+def test_a_second_run_does_only_what_may_end_otherwise(faulted):
+    root, expected, first = faulted
+    before, known = len(records(root / "out")), files(root / "out")
+    endless = [m for m, what in expected.items() if what["status"] == "timeout"]
+    again = run_batch([root / "in"], root / "out", replace(OPTIONS, exclude=tuple(endless)))
+    assert statuses(again) == {m: s for m, s in statuses(first).items() if m not in endless}
+    assert files(root / "out") == known
+    done = {r["model"] for r in records(root / "out")[before:]}
+    unreadable = {m for m, what in expected.items() if what["status"] == "invalid"}
+    assert {m for m in done if statuses(first)[m] in FINAL} <= unreadable
+    assert {m for m, s in statuses(first).items() if s not in FINAL} - set(endless) <= done
+    assert all(o.resumed for o in again.outcomes if o.status in ("folded", "unchanged", "unverified", "unsupported"))
+
+
+# -- resuming -------------------------------------------------------------------------------------------------------
+
+
+def done_again(root: Path, options=OPTIONS) -> set[str]:
+    """Run a batch once more; the models on which work was done."""
+    before = len(records(root / "out"))
+    summary = run_batch([root / "in"], root / "out", options)
+    found = {r["model"] for r in records(root / "out")[before:]}
+    assert found == {o.model for o in summary.outcomes if not o.resumed}
+    return found
+
+
+def test_what_counts_as_done(tmp_path):
+    zoo(tmp_path / "in", 3)
+    net = Net(9)
+    x = net.input((1, 4, 8, 8))
+    y = net.conv(net.relu(net.add(net.conv_bn(x, 4, 3), net.bn(x))), 4, 3)  # the last weight stays as it is
+    onnx.save_model(
+        net.model(y), tmp_path / "in/ext.onnx", save_as_external_data=True, location="w.bin", size_threshold=0
+    )
+    every = {"ext.onnx", "模型 0.onnx", "deep er/模型 1.onnx", "模型 2.onnx"}
+    run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS)
+    known = files(tmp_path / "out")
+    assert len(known) == 5  # the external weights have a file of their own
+    assert not done_again(tmp_path)
+    (tmp_path / "out/模型 0.onnx").unlink()
+    assert done_again(tmp_path) == {"模型 0.onnx"}
+    (tmp_path / "out/模型 2.onnx").write_bytes(b"spoiled")
+    assert done_again(tmp_path) == {"模型 2.onnx"}
+    next((tmp_path / "out").glob("ext.*.data")).unlink()
+    assert done_again(tmp_path) == {"ext.onnx"}
+    assert files(tmp_path / "out") == known
+    onnx.save(block(5), tmp_path / "in/模型 0.onnx")
+    assert done_again(tmp_path) == {"模型 0.onnx"}
+    data = bytearray((tmp_path / "in/w.bin").read_bytes())
+    data[3] ^= 1  # another exponent; the model's own bytes stay the same
+    (tmp_path / "in/w.bin").write_bytes(data)
+    assert done_again(tmp_path) == {"ext.onnx"}
+    assert done_again(tmp_path, replace(OPTIONS, verify=False)) == every
+    assert done_again(tmp_path, replace(OPTIONS, verify=False, jobs=1, timeout=99)) == set()
+
+
+def test_failures_are_tried_again_if_that_is_wanted(tmp_path):
+    zoo(tmp_path / "in", 1)
+    faulty.FAULTS[23].write(tmp_path / "in/bad.onnx", 0)
+    assert faulty.FAULTS[23].status == "unsupported"
+    run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS)
+    assert not done_again(tmp_path)
+    assert done_again(tmp_path, replace(OPTIONS, retry_failed=True)) == {"bad.onnx"}
+
+
+def test_a_failure_says_that_an_older_result_lies_there(tmp_path):
+    zoo(tmp_path / "in", 1)
+    run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS)
+    (tmp_path / "in/模型 0.onnx").unlink()
+    next(f for f in faulty.FAULTS if f.name == "custom op").write(tmp_path / "in/模型 0.onnx", 0)
+    (outcome,) = run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS).outcomes
+    assert outcome.status == "unverified"
+    assert "is from an earlier run" in outcome.reason
+
+
+def test_results_do_not_depend_on_the_number_of_workers(tmp_path):
+    zoo(tmp_path / "in")
+    for name, jobs in (("one", 1), ("three", 3)):
+        assert run_batch([tmp_path / "in"], tmp_path / name, replace(OPTIONS, jobs=jobs)).ok
+    assert files(tmp_path / "one") == files(tmp_path / "three")
+
+
+def test_a_dry_run_writes_nothing(tmp_path):
+    zoo(tmp_path / "in", 2)
+    before = files(tmp_path)
+    summary = run_batch([tmp_path / "in"], tmp_path / "out", replace(OPTIONS, dry_run=True))
+    assert summary.counts == {"folded": 2}
+    assert [o.folds for o in summary.outcomes] == [1, 1]
+    assert files(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UsageError, match="no output folder"):
+        run_batch([tmp_path / "in"])
+
+
+# -- what the child finds -------------------------------------------------------------------------------------------
+
+
+def task(root: Path, **changes):
+    options = BatchOptions(**changes).for_model()
+    given = {
+        "kind": "run",
+        "model": "m.onnx",
+        "source": str(root / "m.onnx"),
+        "root": str(root / "out"),
+        "previous": None,
+    }
+    return given | {"options": options, "timeout": LIMIT, "threads": 1, "memory": 4 << 30, "lacking": []}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [(ZeroDivisionError("by zero"), "error", "ZeroDivisionError: by zero"), (MemoryError(), "oom", "out of memory")],
+)
+def test_bugs_and_want_of_memory_are_recorded(tmp_path, monkeypatch, error, status, reason):
+    onnx.save(block(), tmp_path / "m.onnx")
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(pipeline, "optimize", fail)
+    monkeypatch.setattr(child, "_limit", lambda name, value: True)  # this process must keep its own
+    record = child.run(task(tmp_path))
+    assert (record["status"], record["reason"]) == (status, reason)
+    assert record["key"]
+
+
+def test_an_input_that_is_replaced_meanwhile(tmp_path, monkeypatch):
+    onnx.save(block(), tmp_path / "m.onnx")
+    real = pipeline.optimize
+
+    def replaced(*arguments):
+        result = real(*arguments)
+        onnx.save(block(7), tmp_path / "m.onnx")
+        return result
+
+    monkeypatch.setattr(pipeline, "optimize", replaced)
+    monkeypatch.setattr(child, "_limit", lambda name, value: True)
+    record = child.run(task(tmp_path))
+    assert record["status"] == "error"
+    assert "replaced while it was read" in record["reason"]
+    assert not record["written"]
+
+
+def test_a_place_that_is_taken(tmp_path):
+    zoo(tmp_path / "in", 3)
+    (tmp_path / "out/模型 0.onnx").mkdir(parents=True)
+    (tmp_path / "precious").write_bytes(b"precious")
+    (tmp_path / "out/模型 2.onnx").symlink_to(tmp_path / "precious")
+    summary = run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS)
+    assert statuses(summary) == {"deep er/模型 1.onnx": "folded", "模型 0.onnx": "error", "模型 2.onnx": "error"}
+    assert "is a folder" in summary.failures[0].reason
+    assert "symbolic link" in summary.failures[1].reason
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+
+
+def test_without_fork_each_model_has_a_process_of_its_own(tmp_path, monkeypatch):
+    zoo(tmp_path / "in", 2)
+    faulty.FAULTS[-2].write(tmp_path / "in/bad.onnx", 0)
+    monkeypatch.delattr(os, "fork")
+    summary = run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS)
+    assert summary.counts == {"folded": 2, "crashed": 1}
+    assert summary.failures[0].reason.startswith("SIGABRT")
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="CUDA is there")
+def test_a_provider_that_is_not_there_ends_the_batch(capsys, tmp_path):
+    zoo(tmp_path / "in", 1)
+    code, _, err = call(capsys, "batch", tmp_path / "in", "-o", tmp_path / "out", "--provider", "cuda")
+    assert code == 2
+    assert "provider 'cuda' was asked for" in err
+    assert not records(tmp_path / "out")
+
+
+# -- killing --------------------------------------------------------------------------------------------------------
+
+
+def with_slow_ones(root: Path, count=2) -> None:
+    zoo(root / "in")
+    for number in range(count):
+        slow(root / f"in/模型 z{number}.onnx")  # these come last
+
+
+def test_interrupted(tmp_path):
+    with_slow_ones(tmp_path)
+    with Started(tmp_path / "in", tmp_path / "out", "--jobs", "2") as run:
+        run.until(lambda: len(records(tmp_path / "out")) == 6)  # two remain that never end
+        run.process.send_signal(signal.SIGINT)
+        _, err = run.process.communicate(timeout=20)
+    assert run.process.returncode == 130
+    assert err.splitlines()[-1] == "onnxrep: interrupted"
+    assert run.gone()
+    assert len(records(tmp_path / "out")) == 6
+    for path in (tmp_path / "in").glob("*z*"):
+        path.unlink()
+    assert not done_again(tmp_path)
+
+
+def test_nobody_outlives_a_killed_parent(tmp_path):
+    with_slow_ones(tmp_path)
+    with Started(tmp_path / "in", tmp_path / "out", "--jobs", "2") as run:
+        run.until(lambda: len(records(tmp_path / "out")) >= 3)
+    assert run.gone()
+    for path in (tmp_path / "in").glob("*z*"):
+        path.unlink()
+    (tmp_path / f"out/.onnxrep-{os.uname().nodename}-999999999-0").write_bytes(b"half a mod")
+    done = {r["model"] for r in records(tmp_path / "out")}
+    every = {p.relative_to(tmp_path / "in").as_posix() for p in (tmp_path / "in").rglob("*.onnx")}
+    assert done_again(tmp_path) == every - done
+    run_batch([tmp_path / "in"], tmp_path / "fresh", OPTIONS)
+    assert files(tmp_path / "out") == files(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("victim", ["server", "child"])
+def test_a_killed_helper_loses_no_model(tmp_path, monkeypatch, victim):
+    """The first attempt is given a model that never ends, and its server or child is killed meanwhile."""
+    slow(tmp_path / "endless.onnx")
+    onnx.save(block(), tmp_path / "a.onnx")
+    attempts = []
+    real = supervise.Server.do
+
+    def do(self, given):
+        if given["kind"] != "run":
+            return real(self, given)
+        attempts.append(given["memory"])
+        if len(attempts) > 1:
+            return real(self, given)
+
+        def kill():
+            os.kill(self._process.pid if victim == "server" else self._child, signal.SIGKILL)
+
+        threading.Timer(1.0, kill).start()
+        return real(self, given | {"source": str(tmp_path / "endless.onnx")})
+
+    monkeypatch.setattr(supervise.Server, "do", do)
+    summary = run_batch([tmp_path / "a.onnx"], tmp_path / "out", replace(OPTIONS, memory=float(8 << 30)))
+    assert summary.counts == {"folded": 1}
+    # A server's death is no fault of the model; a killed child looks like one that ran out of its share.
+    assert attempts == ([4 << 30, 4 << 30] if victim == "server" else [4 << 30, 8 << 30])
+
+
+def test_two_runs_on_one_folder(tmp_path):
+    zoo(tmp_path / "in", 1)
+    (tmp_path / "out").mkdir()
+    words = f"another batch works on this folder .process {os.getpid()} on"
+    with lock.locked(tmp_path / "out"), pytest.raises(OutputError, match=words):
+        run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS)
+    assert run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS).ok
+
+
+# -- executors ------------------------------------------------------------------------------------------------------
+
+
+def test_any_executor_will_do(tmp_path):
+    zoo(tmp_path / "in", 3)
+    with ThreadPoolExecutor(2) as executor:
+        assert run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS, executor=executor).counts == {"folded": 3}
+    run_batch([tmp_path / "in"], tmp_path / "local", OPTIONS)
+    assert files(tmp_path / "out") == files(tmp_path / "local")
+    supervise._shared.close()
+
+
+class Lossy(Executor):
+    """An executor that loses every second task."""
+
+    count = 0
+
+    def submit(self, function, /, *arguments, **named):
+        future = Future()
+        self.count += 1
+        if self.count % 2:
+            future.set_exception(RuntimeError("worker died"))
+        else:
+            future.set_result(function(*arguments))
+        return future
+
+
+def test_an_executor_that_loses_tasks(tmp_path):
+    zoo(tmp_path / "in", 4)
+    summary = run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS, executor=Lossy())
+    assert summary.counts == {"folded": 2, "error": 2}
+    assert summary.failures[0].reason == "the executor lost it: RuntimeError: worker died"
+    assert run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS).counts == {"folded": 4}
+    supervise._shared.close()
+
+
+# -- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_the_parent_opens_no_model(tmp_path):
+    zoo(tmp_path / "in", 1)
+    code = (
+        "import sys; from onnxrep.cli import main; "
+        f"code = main(['batch', {str(tmp_path / 'in')!r}, '-o', {str(tmp_path / 'out')!r}]); "
+        "loaded = {m.split('.')[0] for m in sys.modules}; "
+        "print(code, sorted(loaded & {'onnx', 'onnxruntime', 'numpy', 'onnx_graphsurgeon', 'google'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_what_people_see(capsys, tmp_path):
+    zoo(tmp_path / "in", 2)
+    (tmp_path / "in/evil\x1b[31m.onnx").write_bytes(b"")
+    code, out, err = call(capsys, "batch", tmp_path / "in", "-o", tmp_path / "out", "--jobs", "1")
+    assert code == 1
+    assert "\x1b" not in out + err
+    lines = [line.split() for line in out.splitlines()]
+    assert ["invalid", "evil\\x1b[31m.onnx", "empty", "file"] in lines
+    assert ["folded", "2"] in lines
+    assert ["invalid", "1"] in lines
+    assert ["all", "3"] in lines
+    assert "2 regions folded" in out
+    progress = err.splitlines()
+    assert len(progress) == 3
+    assert progress[0].startswith("[1/3] folded deep er/模型 1.onnx 1 fold, ")
+    (tmp_path / "in/evil\x1b[31m.onnx").unlink()
+    code, out, err = call(capsys, "batch", tmp_path / "in", "-o", tmp_path / "out", "--jobs", "1")
+    assert code == 0
+    assert "2 models were done in a former run" in out
+    assert "folded (as before)" in err
+
+
+def test_a_bar_for_people():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with display.Watch(console) as watch:
+        watch.show(Outcome("a.onnx", "folded", "", 3, 0.1), 1, 2)
+        watch.show(Outcome("b\x1b.onnx", "oom", "out of memory", 0, 0.1), 2, 2)
+    text = console.file.getvalue()
+    assert "2/2" in text
+    assert "3 folds, 1 failed" in text
+    assert "oom b\\x1b.onnx out of memory" in text
+    assert "a.onnx" not in text
+
+
+def test_wrong_usage(capsys, tmp_path):
+    zoo(tmp_path / "in", 1)
+    for arguments, words in (
+        ([tmp_path / "in"], "name the folder for the results"),
+        ([tmp_path / "nowhere", "-o", tmp_path / "out"], "no such file or folder"),
+        ([tmp_path / "in", "-o", tmp_path / "in"], "is an input"),
+        ([tmp_path / "in", "-o", tmp_path / "out", "--include", "b*"], "no model was found"),
+        ([tmp_path / "in", "-o", tmp_path / "out", "--timeout", "0"], "is no number above zero"),
+        ([tmp_path / "in", "-o", tmp_path / "out", "--input-data", tmp_path / "no.npz"], "no such file"),
+    ):
+        code, out, err = call(capsys, "batch", *arguments)
+        assert code == 2
+        assert words in err
+        assert not out
+    (tmp_path / "file").write_bytes(b"")
+    code, _, err = call(capsys, "batch", tmp_path / "in", "-o", tmp_path / "file")
+    assert code == 1
+    assert "cannot be made" in err
+
+
+def test_unverified_models_can_be_allowed(capsys, tmp_path):
+    (tmp_path / "in").mkdir()
+    next(f for f in faulty.FAULTS if f.name == "custom op").write(tmp_path / "in/m.onnx", 0)
+    assert call(capsys, "batch", tmp_path / "in", "-o", tmp_path / "out")[0] == 1
+    assert not files(tmp_path / "out")
+    assert call(capsys, "batch", tmp_path / "in", "-o", tmp_path / "out", "--allow-unverified")[0] == 0
+    assert set(files(tmp_path / "out")) == {"m.onnx"}
+
+
+def test_what_one_model_can_be_told_all_of_them_can():
+    assert {f.name for f in fields(Options)} <= {f.name for f in fields(BatchOptions)}
+
+
+def test_options_reach_the_model(tmp_path):
+    net = Net(0)
+    x = net.input(("n", 4, "h", "w"))
+    (tmp_path / "in").mkdir()
+    onnx.save(net.model(net.relu(net.add(net.conv_bn(x, 4, 3), net.conv_bn(x, 4, 1)))), tmp_path / "in/m.onnx")
+    np.savez(tmp_path / "data.npz", x=np.ones((2, 4, 5, 5), np.float32))
+    options = replace(OPTIONS, input_shapes={"x": (1, 4, 9, 9)}, input_data=tmp_path / "data.npz", external_data=True)
+    options = replace(options, input_ranges={"x": (0.0, 255.0)})
+    assert run_batch([tmp_path / "in"], tmp_path / "out", options).ok
+    (record,) = records(tmp_path / "out")
+    inputs = record["report"]["verification"]["inputs"]
+    assert any("1x4x9x9" in i for i in inputs)
+    assert {"data.npz", "range 1x4x9x9"} < set(inputs)
+    assert record["options"]["input_shapes"] == {"x": [1, 4, 9, 9]}
+    assert json.loads(json.dumps(record)) == record
+    shutil.rmtree(tmp_path / "out")
