@@ -316,11 +316,11 @@ def _impulses(
     All of them, of those in groups of channels that do not meet several at once; or else, at each position or at some,
     impulses that carry random numbers in all channels. There is memory for so many images.
     """
-    kind = "exhaustive"
-    blocks = [_each(s[1:], groups) for s in shapes if math.prod(s[1:]) // groups <= _EXHAUSTIVE_IMAGES]
-    count = sum(map(len, blocks))
-    most = min(_EXHAUSTIVE_IMAGES, memory)
-    if len(blocks) < len(shapes) or count > most or count * work > _EXHAUSTIVE_WORK:
+    together = [groups if s[1] % groups == 0 else 1 for s in shapes]
+    count = sum(math.prod(s[1:]) // g for s, g in zip(shapes, together, strict=True))
+    if count <= min(_EXHAUSTIVE_IMAGES, memory) and count * work <= _EXHAUSTIVE_WORK:
+        kind, blocks = "exhaustive", [_each(s[1:], g) for s, g in zip(shapes, together, strict=True)]
+    else:
         most = min(int(_VECTOR_WORK / max(work, 1.0)), memory) // len(shapes)
         kind, blocks = "vectors", [_carrying(s[1:], axis - (axis > 0), generator, most) for s in shapes]
     total = sum(map(len, blocks))
@@ -335,7 +335,6 @@ def _impulses(
 
 def _each(shape: Sequence[int], groups: int) -> Array:
     """Return all impulses of an image ``[C, ...]``, one per group of channels at once."""
-    groups = groups if shape[0] % groups == 0 else 1
     count = math.prod(shape) // groups
     return np.tile(np.eye(count).reshape(count, shape[0] // groups, *shape[1:]), (1, groups, *(1,) * (len(shape) - 1)))
 
