@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
@@ -61,6 +61,10 @@ def _check_graph(graph: onnx.GraphProto, outer: frozenset[str], label: str) -> s
     given = {v.name for v in graph.input} | {t.name for t in graph.initializer}
     given |= {s.values.name for s in graph.sparse_initializer}
     _check_names(graph.node, given, label)
+    for kind in ([v.name for v in graph.input], [t.name for t in graph.initializer]):
+        if len(set(kind)) < len(kind):
+            name = next(n for n, count in Counter(kind).items() if count > 1)
+            raise InvalidModel(f"{label}: {printable(name)} is declared twice")
     makers: dict[str, int] = {}
     names: set[str] = set()
     for position, node in enumerate(graph.node):
