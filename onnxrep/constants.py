@@ -208,7 +208,7 @@ class Constants:
             feeds = {n: c.values() for n, c in inputs.items() if c is not None}
             computable = len(feeds) == len(inputs) and self._account.spent <= TOTAL_LIMIT
             outputs = evaluate(node, feeds, self._scope.model.opset) if computable else {}
-            self._account.spent += sum(v.nbytes for v in outputs.values() if v.flags.owndata)
+            self._account.spent += sum(v.nbytes for v in outputs.values() if not _is_view(v, feeds))
             for output in filter(None, node.output):
                 values = outputs.get(output)
                 self._known[output] = None if values is None else Constant(self._scope, None, values)
@@ -223,6 +223,11 @@ class Constants:
             if attribute.name in ("value_int", "value_ints"):
                 return Constant(self._scope, None, np.asarray(helper.get_attribute_value(attribute), np.int64))
         return None
+
+
+def _is_view(values: NDArray[Any], feeds: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether what a node made is another view of what it read, and takes no memory of its own."""
+    return any(np.may_share_memory(values, feed) for feed in feeds.values())
 
 
 def _typed(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:

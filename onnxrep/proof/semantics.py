@@ -25,7 +25,7 @@ from onnxrep.constants import evaluate
 
 Array = NDArray[Any]
 
-_MOST_ELEMENTS = 1 << 28
+_MOST_ELEMENTS = 1 << 26
 """Elements of a padded image that is still evaluated."""
 _REALS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
