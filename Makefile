@@ -10,7 +10,7 @@ DEMO_MODEL := repvgg_a0/train_legacy_bn
 .DEFAULT_GOAL := help
 
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(READY) ## create the environment
 
@@ -66,6 +66,12 @@ batch-faults: env ## 500 models with 40 faulty files in one run, and killed at r
 bench: env ## what the proofs cost: tables of times (about two minutes)
 	$(BIN)/python -m benchmarks.proof
 
+bench-external: env ## memory and time of a model with 2.3 GB of external data (needs 8 GB of disk)
+	$(BIN)/python -m benchmarks.external
+
+fuzz-reader: env ## 2,000 damaged models: no traceback, no crash
+	$(BIN)/python -m tests.fuzz_reader
+
 blocks: env ## write docs/blocks.md anew from the catalogue
 	$(BIN)/python -m models.blocks.table
 
@@ -76,4 +82,5 @@ golden: env ## write the golden texts anew; review the difference
 clean: ## remove what make made
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help env demo test lint types layers unit zoo zoo-half fuzz mutants batch-faults bench blocks golden clean
+.PHONY: help env demo test lint types layers unit zoo zoo-half fuzz mutants batch-faults bench bench-external fuzz-reader
+.PHONY: blocks golden clean

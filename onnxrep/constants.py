@@ -19,9 +19,15 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxrep.files import array
 from onnxrep.graph import DEFAULT_DOMAINS, Scope
 
+_WIDEST = 8.0
+"""Bytes of the widest element."""
 _MOST_GROWTH, _SMALL = 4, 1 << 16
 MEMORY_LIMIT = 1 << 28
 """Bytes that one computed constant may take."""
+TOTAL_LIMIT = 1 << 30
+"""Bytes that all computed constants of a graph and those inside it take together; then no more are computed."""
+_MOST_WORK = 1 << 29
+"""Products of numbers that the evaluation of one node may take."""
 
 _MOVES = "Identity Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile Concat Slice Split Gather GatherElements"
 _MOVES += " GatherND ScatterND ScatterElements Pad Shape Size ConstantOfShape Range Cast CastLike Trilu DepthToSpace"
@@ -67,6 +73,12 @@ class Constant:
         return np.asarray(self.values(), dtype=np.float64)
 
 
+class _Account:
+    """Bytes that the computed constants of some scopes take."""
+
+    spent = 0
+
+
 class Constants:
     """The constants that one scope can see."""
 
@@ -86,6 +98,7 @@ class Constants:
             dims: further values of which the shape is known.
         """
         self._dims = dims or {}
+        self._account: _Account = _Account() if outer is None else outer._account
         self._scope, self._outer = scope, outer
         self._known: dict[str, Constant | None] = {}
         self._derivable: set[str] = set()
@@ -193,7 +206,9 @@ class Constants:
                 continue
             inputs = {n: stands_in[n] if n in stands_in else self._known[n] for n in node.input if n}
             feeds = {n: c.values() for n, c in inputs.items() if c is not None}
-            outputs = evaluate(node, feeds, self._scope.model.opset) if len(feeds) == len(inputs) else {}
+            computable = len(feeds) == len(inputs) and self._account.spent <= TOTAL_LIMIT
+            outputs = evaluate(node, feeds, self._scope.model.opset) if computable else {}
+            self._account.spent += sum(v.nbytes for v in outputs.values() if not _is_view(v, feeds))
             for output in filter(None, node.output):
                 values = outputs.get(output)
                 self._known[output] = None if values is None else Constant(self._scope, None, values)
@@ -210,6 +225,11 @@ class Constants:
         return None
 
 
+def _is_view(values: NDArray[Any], feeds: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether what a node made is another view of what it read, and takes no memory of its own."""
+    return any(np.may_share_memory(values, feed) for feed in feeds.values())
+
+
 def _typed(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
     """Yield the tensor-typed values of a graph."""
     for value in (*graph.input, *graph.value_info, *graph.output):
@@ -222,7 +242,8 @@ def evaluate(node: onnx.NodeProto, feeds: Mapping[str, NDArray[Any]], opset: int
     from onnx.reference import ReferenceEvaluator
 
     try:
-        if _result_bytes(node, feeds, opset) > MEMORY_LIMIT:
+        size = _result_bytes(node, feeds, opset)
+        if size > MEMORY_LIMIT or _work(node, feeds, size / _WIDEST) > _MOST_WORK:
             return {}
         infos = [
             helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
@@ -240,6 +261,16 @@ def evaluate(node: onnx.NodeProto, feeds: Mapping[str, NDArray[Any]], opset: int
     }
 
 
+def _work(node: onnx.NodeProto, feeds: Mapping[str, NDArray[Any]], results: float) -> float:
+    """Return how many products a node takes that makes ``results`` elements."""
+    shapes = [feeds[name].shape for name in node.input if name]
+    if node.op_type in ("MatMul", "Gemm"):
+        return results * max(shapes[0], default=1)
+    if node.op_type == "Conv":
+        return results * math.prod(shapes[1][1:])
+    return float(math.prod(map(math.prod, shapes))) if node.op_type == "Einsum" else results
+
+
 def _result_bytes(node: onnx.NodeProto, feeds: Mapping[str, NDArray[Any]], opset: int) -> float:
     """Return how much memory the results of a node take, infinity where ONNX's shape inference cannot say."""
     schema = onnx.defs.get_schema(node.op_type, opset, "")
@@ -255,5 +286,5 @@ def _result_bytes(node: onnx.NodeProto, feeds: Mapping[str, NDArray[Any]], opset
         tensor = output.tensor_type
         if not tensor.HasField("shape") or any(not d.HasField("dim_value") for d in tensor.shape.dim):
             return math.inf
-        total += 8.0 * math.prod(d.dim_value for d in tensor.shape.dim)
+        total += _WIDEST * math.prod(d.dim_value for d in tensor.shape.dim)
     return total

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import onnx
 
@@ -37,6 +38,8 @@ def check(model: onnx.ModelProto, label: str) -> None:
         raise UnsupportedModel(f"{label}: opset {versions[0]}; the installed onnx knows up to {NEWEST_OPSET}")
     if versions and versions[0] < 1:
         raise UnsupportedModel(f"{label}: opset {versions[0]}")
+    for function in model.functions:
+        _check_names(function.node, (function.name, function.domain, *function.input, *function.output), label)
     pending: list[tuple[onnx.GraphProto, frozenset[str]]] = [(model.graph, frozenset())]
     while pending:
         graph, outer = pending.pop()
@@ -57,6 +60,11 @@ def _check_graph(graph: onnx.GraphProto, outer: frozenset[str], label: str) -> s
     """Check one graph, given the values of the graphs around it; return the values that it defines."""
     given = {v.name for v in graph.input} | {t.name for t in graph.initializer}
     given |= {s.values.name for s in graph.sparse_initializer}
+    _check_names(graph.node, given, label)
+    for kind in ([v.name for v in graph.input], [t.name for t in graph.initializer]):
+        if len(set(kind)) < len(kind):
+            name = next(n for n, count in Counter(kind).items() if count > 1)
+            raise InvalidModel(f"{label}: {printable(name)} is declared twice")
     makers: dict[str, int] = {}
     names: set[str] = set()
     for position, node in enumerate(graph.node):
@@ -78,6 +86,14 @@ def _check_graph(graph: onnx.GraphProto, outer: frozenset[str], label: str) -> s
             raise InvalidModel(f"{label}: the output {printable(value.name)} is made by nothing")
     _sort(graph, makers, label)
     return given | makers.keys()
+
+
+def _check_names(nodes: Iterable[onnx.NodeProto], names: Iterable[str], label: str) -> None:
+    """Check that all names are text: protobuf hands out bytes for what is no UTF-8."""
+    inside = (n for node in nodes for n in (node.name, node.op_type, node.domain, *node.input, *node.output))
+    for name in chain(names, inside):
+        if not isinstance(name, str):
+            raise InvalidModel(f"{label}: the name {printable(name)} is no UTF-8 text")
 
 
 def _needs(node: onnx.NodeProto) -> Iterator[str]:

@@ -328,9 +328,10 @@ def _impulses(
     impulses that carry random numbers in all channels. There is memory for so many batches.
     """
     batch = shapes[0][0] if len({s[0] for s in shapes}) == 1 else 1
-    count = sum(math.prod(s[1:]) // groups for s in shapes)
+    together = [groups if s[1] % groups == 0 else 1 for s in shapes]
+    count = sum(math.prod(s[1:]) // g for s, g in zip(shapes, together, strict=True))
     if count <= min(_EXHAUSTIVE_IMAGES, memory * batch) and count * work <= _EXHAUSTIVE_WORK * batch:
-        kind, blocks = "exhaustive", [_each(s[1:], groups) for s in shapes]
+        kind, blocks = "exhaustive", [_each(s[1:], g) for s, g in zip(shapes, together, strict=True)]
     else:
         most = min(int(_VECTOR_WORK / max(work, 1.0)), memory) * batch // len(shapes)
         kind, blocks = "vectors", [_carrying(s[1:], axis - (axis > 0), generator, most) for s in shapes]
@@ -347,7 +348,6 @@ def _impulses(
 
 def _each(shape: Sequence[int], groups: int) -> Array:
     """Return all impulses of an image ``[C, ...]``, one per group of channels at once."""
-    groups = groups if shape[0] % groups == 0 else 1
     count = math.prod(shape) // groups
     return np.tile(np.eye(count).reshape(count, shape[0] // groups, *shape[1:]), (1, groups, *(1,) * (len(shape) - 1)))
 

@@ -25,6 +25,8 @@ from onnxrep.constants import evaluate
 
 Array = NDArray[Any]
 
+_MOST_ELEMENTS = 1 << 26
+"""Elements of a padded image that is still evaluated."""
 _REALS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 MOVES = frozenset(
@@ -190,6 +192,8 @@ def _padded(x: Array, begins: Sequence[int], ends: Sequence[int], value: float |
     x = _cut(x, *cut)
     sizes = [n + max(b, 0) + max(e, 0) for n, b, e in zip(x.shape[-axes:], begins, ends, strict=True)]
     lead = x.shape[:-axes] if isinstance(value, float) else np.broadcast_shapes(x.shape[:-axes], value.shape[:-axes])
+    if math.prod((*lead, *sizes)) > _MOST_ELEMENTS:
+        raise CannotEvaluate(f"an image of {list(sizes)} is too large")
     result = np.empty((*lead, *sizes))
     result[...] = value
     inner = [slice(max(b, 0), max(b, 0) + n) for b, n in zip(begins, x.shape[-axes:], strict=True)]

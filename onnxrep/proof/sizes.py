@@ -90,11 +90,10 @@ class Sizes:
         extent = max((e[axis] for e in self._extent), default=1)
         step = max((math.ceil(s[axis]) for s in self._stride), default=1)
         main = max(2 * (extent - 1) + step, 2 if self._scalable else 8) + axis  # no two axes are alike
-        tiny = list(range(1, main))
-        if len(tiny) > _MOST_TINY:
-            some = {1, 2, 3, 4, extent - 1, extent, extent + 1, main - 2, main - 1, main // 2, main // 4, 3 * main // 4}
-            tiny = [n for n in tiny if n in some]
-        return list(range(main, main + min(step, _MOST_REMAINDERS))), tiny
+        tiny = range(1, main)
+        some = {1, 2, 3, 4, extent - 1, extent, extent + 1, main - 2, main - 1, main // 2, main // 4, 3 * main // 4}
+        few = list(tiny) if len(tiny) <= _MOST_TINY else sorted(n for n in some if n in tiny)
+        return list(range(main, main + min(step, _MOST_REMAINDERS))), few
 
 
 def _combined(full: Sequence[Sequence[int]], tiny: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:

@@ -13,6 +13,10 @@ from onnxrep.graph import DEFAULT_DOMAINS, Model, overridable
 
 _PAYLOAD_LIMIT = 64
 _POOLS = ("MaxPool", "AveragePool", "LpPool")
+_FOLLOWING = frozenset("Add Cast Concat Gather Mul Shape Size Slice Squeeze Sub Unsqueeze".split())
+"""Ops whose results inference calculates from the values of lists."""
+_LONGEST = 1 << 14
+"""Elements of a list whose values are followed."""
 _HIDDEN = "hidden"
 """A domain that inference does not know."""
 
@@ -31,11 +35,27 @@ def inferred(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | Non
                 value.type.tensor_type.shape.dim.add(dim_value=size)
     while True:
         try:
+            _hide_long(copy.graph, onnx.shape_inference.infer_shapes(copy).graph, {})
             result = onnx.shape_inference.infer_shapes(copy, data_prop=True)
         except Exception:  # noqa: BLE001  inference of a hostile or unusual model: no static sizes then
             return copy
         if not _hide_misread(copy.graph, result.graph):
             return result
+
+
+def _hide_long(copy: onnx.GraphProto, result: onnx.GraphProto, outer: Mapping[str, int]) -> None:
+    """Hide from inference what reads a list of many elements: to follow their values, it allocates room for all."""
+    lengths = dict(outer)
+    for value in (*result.input, *result.value_info, *result.output):
+        dims = value.type.tensor_type.shape.dim
+        lengths[value.name] = dims[0].dim_value if len(dims) == 1 else 0
+    lengths.update((t.name, t.dims[0] if len(t.dims) == 1 else 0) for t in result.initializer)
+    for mine, theirs in zip(copy.node, result.node, strict=True):
+        for a, b in zip(mine.attribute, theirs.attribute, strict=True):
+            if a.type == AttributeProto.GRAPH:
+                _hide_long(a.g, b.g, lengths)
+        if mine.op_type in _FOLLOWING and any(lengths.get(name, 0) > _LONGEST for name in mine.input):
+            mine.domain = _HIDDEN
 
 
 def _hide_misread(copy: onnx.GraphProto, result: onnx.GraphProto) -> bool:
