@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -38,6 +38,9 @@ from onnxrep.proof.twin import FLOATS, RANDOM, Twin, operators
 LEVELS: tuple[Level, ...] = ("off", "all")
 
 _SMALL_INPUT = 1 << 22
+
+_Kind = Literal["original", "moved", "new"]
+"""A twin: of the original, of the original with each weight moved by up to one rounding, of the new model."""
 
 
 @dataclass(frozen=True)
@@ -328,34 +331,35 @@ class _Check:
 
     def _reference(self, inputs: InputSet) -> dict[str, Any]:
         """Return the outputs of the float64 twin."""
-        return self._run_twin(inputs, moved=False)
+        return self._run_twin("original", inputs)
 
-    def _run_twin(self, inputs: InputSet, *, moved: bool) -> dict[str, Any]:
-        """Return the outputs of the float64 twin, its weights as they are or moved by up to one rounding."""
+    def _run_twin(self, kind: _Kind, inputs: InputSet) -> dict[str, Any]:
+        """Return the outputs of a float64 twin."""
         feeds = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in inputs.feeds.items()}
-        return self._twin({k: v.shape for k, v in inputs.feeds.items()}, moved).run(feeds)
+        return self._twin(kind, {k: v.shape for k, v in inputs.feeds.items()}).run(feeds)
 
-    def _twin(self, shapes: Mapping[str, tuple[int, ...]], moved: bool) -> Session:
-        """Return a session of the twin: one for all sizes, or where that cannot be one per size."""
+    def _twin(self, kind: _Kind, shapes: Mapping[str, tuple[int, ...]]) -> Session:
+        """Return a session of a twin: one for all sizes, or where that cannot be one per size."""
         key = tuple(shapes.items())
         for known in (None, key):
-            if (known, moved) in self._twins:
-                return self._twins[known, moved]
+            if (kind, known) in self._twins:
+                return self._twins[kind, known]
         try:
-            self._twins[None, moved] = self._build_twin(None, moved)
-            return self._twins[None, moved]
+            self._twins[kind, None] = self._build_twin(kind, None)
+            return self._twins[kind, None]
         except NeedsSizes:
-            self._twins[key, moved] = self._build_twin(shapes, moved)
-            return self._twins[key, moved]
+            self._twins[kind, key] = self._build_twin(kind, shapes)
+            return self._twins[kind, key]
 
-    def _build_twin(self, shapes: Mapping[str, tuple[int, ...]] | None, moved: bool) -> Session:
-        """Build the twin of the original, with the watched values as outputs."""
+    def _build_twin(self, kind: _Kind, shapes: Mapping[str, tuple[int, ...]] | None) -> Session:
+        """Build a twin with the watched values as outputs."""
+        side = self._after if kind == "new" else self._before
         source = onnx.ModelProto()
-        source.CopyFrom(self._before.model)
+        source.CopyFrom(side.model)
         for name in self._extra:
             source.graph.output.add(name=name)
         runtime = replace(self._runtime, provider="cpu")
-        session, islands = session_of_twin(source, self._before.folder, runtime, shapes, moved)
+        session, islands = session_of_twin(source, side.folder, runtime, shapes, kind == "moved")
         self._islands |= set(islands)
         return session
 
@@ -374,17 +378,21 @@ class _Check:
         self._figures = [self._undecided(f) for f in settled]
         return [f for f in self._figures if f.status == "different"]
 
-    def _swayed(self, measured: Sequence[OutputFigures], doubtful: Set[str]) -> list[OutputFigures]:
-        """Return figures with what one rounding of every weight does to the original, on some input sets."""
+    def _examined(self, measured: Sequence[OutputFigures], doubtful: Set[str]) -> list[OutputFigures]:
+        """Return figures with what only float64 can tell, on some input sets."""
         found = {(f.output, f.inputs): f for f in measured}
         for inputs in self._input_sets():
             if inputs.name in doubtful:
-                reference, moved = self._reference(inputs), self._run_twin(inputs, moved=True)
+                reference, moved, new = (self._run_twin(kind, inputs) for kind in ("original", "moved", "new"))
                 for (output, name), f in found.items():
                     if name == inputs.name and f.rms and f.status == "same":
-                        found[output, name] = judge.swayed(f, moved[output], reference[output])
-        worst = max((f.sway / f.rms for f in found.values() if f.rms), default=0.0)
-        self._notes.append(f"one rounding of every weight moves the original by up to {worst:.1g} of an output")
+                        found[output, name] = judge.examined(f, moved[output], new[output], reference[output])
+        told = [(f.sway / f.rms, f.function / f.rms) for f in found.values() if f.examined]
+        sway, function = (max(column) for column in zip(*told, strict=True)) if told else (0.0, 0.0)
+        self._notes.append(
+            f"without rounding, the new model is off by up to {function:.1g} of an output; one rounding of every weight"
+            f" moves the original by up to {sway:.1g}"
+        )
         return list(found.values())
 
     def _decide(self) -> Verdict:
@@ -393,7 +401,7 @@ class _Check:
         wrong = self._settle(measured)
         doubtful = {f.inputs for f in wrong if f.rms}
         if doubtful:
-            wrong = self._settle(self._swayed(measured, doubtful))
+            wrong = self._settle(self._examined(measured, doubtful))
         if wrong:
             f = wrong[0]
             errors = f" (error {f.error_after:.3g}, the original's {f.error_before:.3g})" if f.rms else ""

@@ -100,8 +100,11 @@ class OutputCheck:
     max_difference: float
     ratio: float
     limit: float
+    examined: bool
     sway: float
     max_sway: float
+    function: float
+    max_function: float
     detail: str
 
 
