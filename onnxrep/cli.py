@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -208,6 +209,11 @@ def _batch_command(commands: argparse._SubParsersAction[_Parser]) -> None:
             metavar="PATTERN",
             help=f"{what} whose path below FOLDER matches ('*' matches slashes too); may be repeated",
         )
+    parser.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="run on the workers of this Dask scheduler, which must see the same files; --memory is then per model",
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would fold; write nothing, no record either")
     parser.add_argument(
         "--retry-failed", action="store_true", help="try again what failed before, even if nothing changed since"
@@ -310,7 +316,7 @@ def _batch(arguments: argparse.Namespace) -> int:
     """Run ``batch``."""
     from rich.console import Console
 
-    from onnxrep.batch import BatchOptions, display, run_batch
+    from onnxrep.batch import BatchOptions, cluster, display, run_batch
 
     if arguments.output is None and not arguments.dry_run:
         raise UsageError("name the folder for the results with -o, or use --dry-run")
@@ -332,8 +338,10 @@ def _batch(arguments: argparse.Namespace) -> int:
         dry_run=arguments.dry_run,
         retry_failed=arguments.retry_failed,
     )
-    with display.Watch(Console(stderr=True)) as watch:
-        summary = run_batch(arguments.inputs, arguments.output, options, progress=watch.show)
+    with contextlib.ExitStack() as stack:
+        executor = stack.enter_context(cluster.dask(arguments.dask)) if arguments.dask else None
+        watch = stack.enter_context(display.Watch(Console(stderr=True)))
+        summary = run_batch(arguments.inputs, arguments.output, options, executor=executor, progress=watch.show)
     display.show(summary, _console(), dry=arguments.dry_run)
     return 0 if summary.ok else 1
 
