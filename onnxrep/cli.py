@@ -192,6 +192,11 @@ def _batch_command(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="models at a time (default: one per core, which share the cores)",
     )
     parser.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="run on the workers of this Dask scheduler, which must see the same files; --memory is then per model",
+    )
+    parser.add_argument(
         "--memory",
         type=_amount,
         default=0.0,
@@ -209,11 +214,6 @@ def _batch_command(commands: argparse._SubParsersAction[_Parser]) -> None:
             metavar="PATTERN",
             help=f"{what} whose path below FOLDER matches ('*' matches slashes too); may be repeated",
         )
-    parser.add_argument(
-        "--dask",
-        metavar="ADDRESS",
-        help="run on the workers of this Dask scheduler, which must see the same files; --memory is then per model",
-    )
     parser.add_argument("--dry-run", action="store_true", help="say what would fold; write nothing, no record either")
     parser.add_argument(
         "--retry-failed", action="store_true", help="try again what failed before, even if nothing changed since"
@@ -316,10 +316,13 @@ def _batch(arguments: argparse.Namespace) -> int:
     """Run ``batch``."""
     from rich.console import Console
 
-    from onnxrep.batch import BatchOptions, cluster, display, run_batch
+    from onnxrep.batch import BatchOptions, display, run_batch
+    from onnxrep.batch.cluster import Cluster
 
     if arguments.output is None and not arguments.dry_run:
         raise UsageError("name the folder for the results with -o, or use --dry-run")
+    if arguments.dask and arguments.jobs:
+        raise UsageError("--jobs is for this machine; with --dask, the workers' threads are the models at a time")
     options = BatchOptions(
         verify=not arguments.no_verify,
         provider=arguments.provider,
@@ -339,7 +342,7 @@ def _batch(arguments: argparse.Namespace) -> int:
         retry_failed=arguments.retry_failed,
     )
     with contextlib.ExitStack() as stack:
-        executor = stack.enter_context(cluster.dask(arguments.dask)) if arguments.dask else None
+        executor = stack.enter_context(Cluster(arguments.dask)) if arguments.dask else None
         watch = stack.enter_context(display.Watch(Console(stderr=True)))
         summary = run_batch(arguments.inputs, arguments.output, options, executor=executor, progress=watch.show)
     display.show(summary, _console(), dry=arguments.dry_run)

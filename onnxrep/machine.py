@@ -19,6 +19,11 @@ def memory() -> float:
     return min(limits)
 
 
+def share() -> float:
+    """Return the bytes that a batch takes if it is told nothing."""
+    return memory() / 2
+
+
 def cores() -> int:
     """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

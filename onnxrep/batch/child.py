@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 import onnxrep.proof.check  # noqa: F401  the server that forks children has it ready for them
-from onnxrep import files, pipeline
+from onnxrep import files, machine, pipeline
 from onnxrep.batch.records import FINAL
 from onnxrep.errors import MissingInput, OnnxrepError, UsageError
 from onnxrep.printing import one_line
@@ -37,13 +37,18 @@ _LATER = 10
 def prepare(task: Mapping[str, Any]) -> list[str]:
     """Bind the child's life to the supervisor's, and limit what it may use; return the limits that cannot be set.
 
-    The address space may grow by ``task["memory"]`` bytes over what the libraries have taken already. CUDA reserves far
-    more than it uses, so there the address space has no limit.
+    The address space may grow by ``task["memory"]`` bytes (0: a share of this machine's) over what the libraries have
+    taken already. CUDA reserves far more than it uses, so there the address space has no limit.
     """
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     signal.signal(signal.SIGTERM, _leave)
     seconds = int(task["timeout"] * task["threads"]) + _LATER
-    limits = {"RLIMIT_CORE": 0, "RLIMIT_CPU": seconds, "RLIMIT_AS": _address_space() + int(task["memory"])}
+    memory = task["memory"] or machine.share()
+    limits = {
+        "RLIMIT_CORE": 0,
+        "RLIMIT_CPU": seconds,
+        "RLIMIT_AS": _address_space() + int(memory),
+    }
     if task["options"]["provider"] != "cpu":
         del limits["RLIMIT_AS"]
     wanted = ("RLIMIT_CORE", "RLIMIT_CPU", "RLIMIT_AS")

@@ -1,36 +1,59 @@
-"""A Dask cluster as the place where a batch runs."""
+"""A Dask cluster as an executor: what is sent is this package's functions and JSON.
+
+Dask sends pickles, so a cluster is a matter of trust in both directions.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from concurrent.futures import Executor
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any
 
 from onnxrep.errors import UsageError
 from onnxrep.printing import one_line
 
+_PATIENCE = 15
+"""Seconds in which the scheduler must answer."""
 
-@contextlib.contextmanager
-def dask(address: str) -> Iterator[Executor]:
-    """Yield an executor that runs tasks on a Dask cluster; what is sent is this package's functions and JSON.
+LOST = "KilledWorker"
+"""The error of Dask that says: the task was tried on several workers, and all of them died."""
 
-    Dask sends pickles, so a cluster is a matter of trust in both directions. A task whose worker dies is given to
-    another one by the scheduler.
 
-    Args:
-        address: of the scheduler, such as ``tcp://host:8786``.
+class Cluster(Executor):
+    """The workers of a Dask scheduler.
 
-    Raises:
-        UsageError: Dask is not installed, or no scheduler answers.
-
+    A task whose worker dies is given to another one, at most as often as the scheduler's ``allowed-failures`` says.
     """
-    try:
-        from distributed import Client
-    except ImportError:
-        raise UsageError("a Dask cluster needs the extra: pip install 'onnxrep[dask]'") from None
-    try:
-        client = Client(address, set_as_default=False)
-    except (OSError, ValueError, TimeoutError) as error:
-        raise UsageError(one_line(f"{address}: no Dask scheduler answers ({error})")) from None
-    with client:
-        yield client.get_executor(pure=False)
+
+    def __init__(self, address: str) -> None:
+        """Connect to the scheduler at ``address``, such as ``tcp://10.0.0.1:8786``.
+
+        Raises:
+            UsageError: ``distributed`` is not installed, or no scheduler answers there.
+
+        """
+        try:
+            from distributed import Client
+            from distributed.comm import get_address_host_port
+        except ImportError:
+            raise UsageError("a Dask cluster needs the extra: pip install 'onnxrep[dask]'") from None
+        try:
+            get_address_host_port(address, strict=True)  # a client with a wrong address takes long to give up
+            self._client = Client(address, timeout=_PATIENCE, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise UsageError(one_line(f"{address}: no Dask scheduler answers ({error})")) from None
+        # Equal tasks are not the same: what a file holds may have changed since.
+        self._executor = self._client.get_executor(pure=False)
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        """Have a function called on a worker."""
+        future: Future[Any] = self._executor.submit(function, *arguments, **named)
+        return future
+
+    def everywhere(self, function: Callable[[str], Any], argument: str) -> None:
+        """Call a function on each worker, out of turn; what cannot be reached is left out."""
+        self._client.run(function, argument, on_error="ignore")
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Leave the cluster, which goes on; it drops the tasks that nobody waits for any more."""
+        self._client.close()
