@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -96,7 +97,7 @@ def test_a_pool_that_breaks_loses_only_work(tmp_path):
         killer.start()
         summary = run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS, executor=executor)
         killer.join()
-    assert {o.reason for o in summary.failures} == {"the executor lost it: BrokenProcessPool"}
+    assert all("the executor lost it: BrokenProcessPool" in o.reason for o in summary.failures)
     assert summary.counts == {"error": 4}
     (tmp_path / "in/0.onnx").unlink()
     assert run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS).counts == {"folded": 3}
@@ -120,9 +121,10 @@ class Fixed(Executor):
 
 def test_a_model_that_dask_gives_up(tmp_path):
     zoo(tmp_path / "in", 1)
-    lost = Fixed(KilledWorker("task", None, 3))
+    lost = Fixed(KilledWorker("task", SimpleNamespace(address="tcp://10.0.0.2:1"), 3))
     (outcome,) = run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS, executor=lost).outcomes
-    assert (outcome.status, outcome.reason) == ("crashed", "the executor lost it: KilledWorker")
+    assert outcome.status == "crashed"
+    assert outcome.reason.startswith("the executor lost it: KilledWorker: ")
 
 
 def test_workers_must_have_the_same_version(tmp_path, monkeypatch):
@@ -192,7 +194,7 @@ def test_a_killed_worker_loses_no_model(tmp_path, dask):
     slow(tmp_path / "in/0.onnx")
     (tmp_path / "in/bad.onnx").write_bytes(b"no model")
     with Started(tmp_path / "in", tmp_path / "out", "--dask", dask.address, "--timeout", LIMIT) as run:
-        run.until(lambda: dask.at_work())
+        run.until(dask.at_work)
         ((nanny, server),) = dask.at_work()
         worker, children = server.parent(), server.children()
         nanny.kill()
@@ -230,8 +232,8 @@ def test_a_cluster_that_is_not_there(capsys, tmp_path, monkeypatch):
     zoo(tmp_path / "in", 1)
     monkeypatch.setattr(cluster, "_PATIENCE", 1)
     for address, words in (
-        ("tcp://127.0.0.1:1", "no Dask scheduler answers at tcp://127.0.0.1:1"),
-        ("127.0.0.1:1", "no Dask scheduler answers at 127.0.0.1:1"),
+        ("tcp://127.0.0.1:1", "tcp://127.0.0.1:1: no Dask scheduler answers"),
+        ("127.0.0.1:1", "127.0.0.1:1: no Dask scheduler answers"),
     ):
         code, out, err = call(capsys, "batch", tmp_path / "in", "-o", tmp_path / "out", "--dask", address)
         assert (code, out) == (2, "")
