@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from onnxrep import machine
 from onnxrep.errors import InvalidModel, MissingInput, OutputError, UsageError
 from onnxrep.printing import printable
 
@@ -458,19 +459,6 @@ def remove_stale(folder: Path) -> None:
     start = f"{_PREFIX}{socket.gethostname()}-"
     for path in folder.glob(f"{_PREFIX}*"):
         owner = path.name.removeprefix(start).partition("-")[0]
-        if path.name.startswith(start) and owner.isdigit() and not _alive(int(owner)):
+        if path.name.startswith(start) and owner.isdigit() and not machine.alive(int(owner)):
             with contextlib.suppress(OSError):
                 path.unlink()
-
-
-def _alive(process: int) -> bool:
-    """Whether a process of this host still runs (or cannot be asked)."""
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
