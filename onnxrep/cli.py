@@ -181,9 +181,9 @@ def _batch_command(commands: argparse._SubParsersAction[_Parser]) -> None:
         "inputs",
         nargs="+",
         metavar="FOLDER",
-        help="a folder (searched for *.onnx), a file, or a pattern such as 'a/**/*.onnx'",
+        help="a folder (searched for *.onnx), a file, a pattern such as 'a/**/*.onnx', or a URL such as s3://bucket/zoo",
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="the folder for the results (must be given)")
+    parser.add_argument("-o", "--output", metavar="OUT", help="the folder for the results (must be given), or its URL")
     parser.add_argument(
         "--jobs",
         type=_count,

@@ -15,9 +15,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import onnx
+from google.protobuf.message import DecodeError
+
 import onnxrep.proof.check  # noqa: F401  the server that forks children has it ready for them
 from onnxrep import files, machine, pipeline
-from onnxrep.batch.records import FINAL
+from onnxrep.batch.records import EARLIER, FINAL
 from onnxrep.errors import MissingInput, OnnxrepError, UsageError
 from onnxrep.printing import one_line
 from onnxrep.proof.sessions import Runtime
@@ -105,6 +108,15 @@ def check(task: Mapping[str, Any]) -> Record:
     return {"status": "ready", "reason": ""}
 
 
+def outside(task: Mapping[str, Any]) -> Record:
+    """Return the files that a model refers to, unchecked; none if it cannot be read: :func:`run` says why."""
+    try:
+        model = onnx.load(task["source"], load_external_data=False)
+    except (DecodeError, RecursionError):
+        return {"status": "ready", "names": []}
+    return {"status": "ready", "names": sorted({_location(t) for t in files.tensors(model) if files.is_external(t)})}
+
+
 def run(task: Mapping[str, Any]) -> Record:
     """Return the record of one model: what became of it, with everything that a report needs."""
     record: Record = {"status": "error", "reason": "", "folds": 0, "key": "", "input_sha256": ""}
@@ -147,7 +159,7 @@ def _work(task: Mapping[str, Any], record: Record) -> None:
         record["output"] = task["model"]
         record["written"] = {Path(w).relative_to(task["root"]).as_posix(): _hash(Path(w)) for w in report.written}
     elif task["root"] is not None and target.exists():
-        record["reason"] = "; what lies at its place in the output folder is from an earlier run"
+        record["reason"] = EARLIER
     why = report.verification.reason if report.verification else ""
     status = "oom" if report.status == "unverified" and _NO_MEMORY.search(why) else report.status
     folds = len(report.folds) if status in ("folded", "unverified") else 0
@@ -164,7 +176,7 @@ def _options(task: Mapping[str, Any]) -> pipeline.Options:
 
 def _location(tensor: Any) -> str:
     """Return the file that an external tensor names."""
-    return next(str(e.value) for e in tensor.external_data if e.key == "location")
+    return next((str(e.value) for e in tensor.external_data if e.key == "location"), "")
 
 
 def _key(source: files.ModelFile, outside: list[str], options: pipeline.Options) -> str:
@@ -214,5 +226,5 @@ def _unchanged(paths: list[Path]) -> Iterator[None]:
         raise MissingInput("the model was replaced while it was read; the result is not trusted")
 
 
-KINDS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {"check": check, "run": run}
+KINDS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {"check": check, "outside": outside, "run": run}
 """Kind of a task -> what the child does."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxrep import __version__, machine
-from onnxrep.batch import cluster, journal, supervise
+from onnxrep.batch import cluster, journal, remote, supervise
 from onnxrep.batch.discover import Job, find
 from onnxrep.batch.journal import Journal, Record
 from onnxrep.batch.lock import locked
@@ -44,7 +44,7 @@ def run_batch(
 
     Args:
         inputs: folders, files or patterns; see :func:`onnxrep.batch.discover.find`.
-        output: the folder for the results, where the inputs' trees are mirrored; None only for a dry run.
+        output: the folder for the results, or its URL, where the inputs' trees are mirrored; None only for a dry run.
         options: see :class:`~onnxrep.batch.records.BatchOptions`.
         executor: where the supervisors run, which start the children and wait for them; threads if None. Wherever an
             executor runs them, onnxrep must be installed and the same files must be there. How many run at a time is
@@ -59,22 +59,14 @@ def run_batch(
 
     """
     options = options or BatchOptions()
-    root = None if options.dry_run or output is None else Path(output).absolute()
+    root = None if options.dry_run or output is None else _root(str(output))
     if root is None and not options.dry_run:
         raise UsageError("no output folder was named")
     jobs = find([str(i) for i in inputs], root, options.include, options.exclude)
     if not jobs:
         raise UsageError("no model was found, or none that --include and --exclude leave")
     with contextlib.ExitStack() as stack:
-        book, previous = None, {}
-        if root is not None:
-            try:
-                root.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise OutputError(f"{root}: cannot be made ({error.strerror})") from None
-            stack.enter_context(locked(root))
-            previous = journal.newest(root / journal.NAME)
-            book = stack.enter_context(Journal(root / journal.NAME))
+        book, previous = _book(root, stack)
         run = _Run(root, options, previous, executor)
         stack.callback(run.close)
         run.check(jobs)
@@ -97,6 +89,35 @@ def run_batch(
         run.clean(jobs, outcomes)
     allowed = GOOD | {"unverified"} if options.allow_unverified else GOOD
     return Summary(tuple(sorted(outcomes, key=lambda o: o.model)), allowed)
+
+
+def _root(output: str) -> str:
+    """Return the absolute path of the output folder, or its URL."""
+    return output.rstrip("/") if remote.is_url(output) else str(Path(output).absolute())
+
+
+def _book(root: str | None, stack: contextlib.ExitStack) -> tuple[Journal | remote.Records | None, dict[str, Record]]:
+    """Open the records of an output folder, which is made and locked; return them and the newest of each model.
+
+    In object storage there are no locks. Two runs on one folder do the same work twice; what they write is the same.
+
+    Raises:
+        OutputError: the folder cannot be written, or another run works on it.
+
+    """
+    if root is None:
+        return None, {}
+    if remote.is_url(root):
+        records = remote.Records(root)
+        return records, records.newest()
+    folder = Path(root)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{root}: cannot be made ({error.strerror})") from None
+    stack.enter_context(locked(folder))
+    previous = journal.newest(folder / journal.NAME)
+    return stack.enter_context(Journal(folder / journal.NAME)), previous
 
 
 def _outcome(record: Record, previous: Mapping[str, Record]) -> Outcome:
@@ -123,7 +144,7 @@ class _Run:
     """
 
     def __init__(
-        self, root: Path | None, options: BatchOptions, previous: Mapping[str, Record], executor: Executor | None
+        self, root: str | None, options: BatchOptions, previous: Mapping[str, Record], executor: Executor | None
     ) -> None:
         self._root, self._options, self._previous = root, options, previous
         self._name = uuid.uuid4().hex  # by which supervisors know whose children they are asked to end
@@ -158,7 +179,8 @@ class _Run:
 
     def _check(self, jobs: Iterable[Job], changes: Mapping[str, Any]) -> str:
         """Return the task that checks options and cleans folders."""
-        places = {(self._root / job.model).parent for job in jobs} if self._root is not None else set()
+        local = self._root is not None and not remote.is_url(self._root)
+        places = {Path(self._root or "", job.model).parent for job in jobs if local}
         folders = sorted(str(place) for place in places if place.is_dir())
         task = self._common("check", self._memory) | {"model": "", "folders": folders}
         return json.dumps(task | {"options": self._options.for_model() | dict(changes)})
@@ -211,7 +233,7 @@ class _Run:
         """Return the bytes that a model gets: an equal share, or more where its files ask for it."""
         if not self._local:
             return self._memory
-        return min(self._memory, max(self._memory / self._workers, _BASE + _TIMES * _size(Path(job.source))))
+        return min(self._memory, max(self._memory / self._workers, _BASE + _TIMES * job.size))
 
     def _admits(self, ticket: _Ticket) -> bool:
         """Whether a model can start now."""
@@ -237,7 +259,7 @@ class _Run:
             "kind": kind,
             "run": self._name,
             "version": __version__,
-            "root": None if self._root is None else str(self._root),
+            "root": self._root,
             "options": self._options.for_model(),
             "timeout": self._options.timeout,
             "threads": self._threads,
@@ -262,13 +284,3 @@ def _result(future: Future[str], ticket: _Ticket) -> Record:
         reason = one_line(f"the executor lost it: {type(error).__name__}: {error}")
         return empty | {"status": status, "reason": reason}
     return empty | found
-
-
-def _size(path: Path) -> int:
-    """Return the size of a model with its external data, as far as that bears one of the usual names."""
-    names = (path.name, f"{path.name}.data", f"{path.name}_data", f"{path.stem}.data", f"{path.stem}.bin")
-    total = 0
-    for name in names:
-        with contextlib.suppress(OSError):
-            total += path.with_name(name).stat().st_size
-    return total

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import onnxrep
+from onnxrep.batch import remote
 
 INTERRUPTED = "interrupted"
 """Status of a model whose child was ended because the batch ends; it is not recorded."""
@@ -109,8 +110,16 @@ def run(task: str) -> str:
         reason = f"onnxrep {onnxrep.__version__} is installed here, but {given['version']} where the batch was started"
         record: Record = {"status": "error", "reason": reason}
     else:
-        record = _pool(os.getpid()).run(given)
+        record = _done(given)
     return json.dumps({"model": given["model"], "host": socket.gethostname(), **record})
+
+
+def _done(task: Record) -> Record:
+    """Do a task in a child; in a local folder if its files are far away."""
+    here = _pool(os.getpid()).run
+    if task["kind"] == "run" and any(remote.is_url(task[name] or "") for name in ("source", "root")):
+        return remote.staged(task, here)
+    return here(task)
 
 
 def stop(run: str) -> None:
