@@ -28,7 +28,7 @@ from tests.test_cli import call
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits as POSIX has them")
 
-LIMIT = "8"
+LIMIT = "12"
 CHANGING = ("host", "seconds", "peak", "report")
 """Fields of a record that no two runs have in common; of the report, the stages' times."""
 
@@ -165,6 +165,10 @@ class Dask:
             self._all.append(psutil.Popen(command, stdout=log, stderr=log))
 
     @property
+    def scheduler(self) -> psutil.Popen:
+        return self._all[0]
+
+    @property
     def nannies(self) -> list[psutil.Popen]:
         return self._all[1:]
 
@@ -189,13 +193,14 @@ def dask(tmp_path) -> Iterator[Dask]:
 
 
 def test_a_killed_worker_loses_no_model(tmp_path, dask):
-    """The machine that works on the endless model goes down; the other does what is left, and that model too."""
+    """A machine goes down that is at work, most likely on the endless model; the other does all that is left."""
     zoo(tmp_path / "in", 8)
     slow(tmp_path / "in/0.onnx")
     (tmp_path / "in/bad.onnx").write_bytes(b"no model")
     with Started(tmp_path / "in", tmp_path / "out", "--dask", dask.address, "--timeout", LIMIT) as run:
-        run.until(dask.at_work)
-        ((nanny, server),) = dask.at_work()
+        at_work = []
+        run.until(lambda: at_work.extend(dask.at_work()) or at_work)
+        nanny, server = at_work[0]
         worker, children = server.parent(), server.children()
         nanny.kill()
         worker.kill()
@@ -226,6 +231,18 @@ def test_interrupted_on_a_cluster(tmp_path, dask):
     assert all(outcome.resumed for outcome in again.outcomes)
     assert set(statuses(again).values()) == {"folded"}
     until(lambda: not any("onnxrep.batch.server" in p.cmdline() for n in dask.nannies for p in n.children(True)), 10)
+
+
+def test_a_scheduler_that_goes_away(tmp_path, dask):
+    zoo(tmp_path / "in", 2)
+    slow(tmp_path / "in/0.onnx")
+    with Started(tmp_path / "in", tmp_path / "out", "--dask", dask.address) as run:
+        run.until(lambda: dask.at_work() and len(records(tmp_path / "out")) == 2)
+        dask.scheduler.kill()
+        out, _ = run.process.communicate(timeout=120)
+    assert run.process.returncode == 1
+    assert "the executor lost it: ConnectionError: the connection to the scheduler was lost" in " ".join(out.split())
+    assert Counter(record["status"] for record in records(tmp_path / "out")) == {"folded": 2, "error": 1}
 
 
 def test_a_cluster_that_is_not_there(capsys, tmp_path, monkeypatch):

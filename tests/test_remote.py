@@ -309,12 +309,14 @@ def test_what_a_dead_worker_left_is_removed(tmp_path, staging):
 def test_which_objects(store):
     for name in ("in/a.onnx", "in/b/c.ONNX", "in/out/d.onnx", "in/out2/d.onnx", "in/.onnxrep-x.onnx", "in/x.txt"):
         store.pipe_file(f"/bucket/{name}", b"no model")
-    found = run_batch([IN], f"{IN}/out", OPTIONS)
-    assert [o.model for o in found.outcomes] == ["a.onnx", "b/c.ONNX", "out2/d.onnx"]
-    found = run_batch([f"{IN}/x.txt", f"{IN}/b/"], OUT, OPTIONS)
-    assert [o.model for o in found.outcomes] == ["c.ONNX", "x.txt"]
-    found = run_batch([IN], OUT, replace(OPTIONS, include=("*d.onnx",), exclude=("out2/*",)))
-    assert [o.model for o in found.outcomes] == ["out/d.onnx"]
+
+    def found(inputs, output=OUT, **filters) -> list[str]:
+        return [job.model for job in discover.find(inputs, output, **filters)]
+
+    assert found([IN], f"{IN}/out") == ["a.onnx", "b/c.ONNX", "out2/d.onnx"]
+    assert found([IN]) == ["a.onnx", "b/c.ONNX", "out/d.onnx", "out2/d.onnx"]
+    assert found([f"{IN}/x.txt", f"{IN}/b/"]) == ["c.ONNX", "x.txt"]
+    assert found([IN], include=["*d.onnx"], exclude=["out2/*"]) == ["out/d.onnx"]
 
 
 def test_wrong_usage(capsys, tmp_path, store, monkeypatch):

@@ -5,8 +5,9 @@ Dask sends pickles, so a cluster is a matter of trust in both directions.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, InvalidStateError
 from typing import Any
 
 from onnxrep.errors import UsageError
@@ -42,13 +43,32 @@ class Cluster(Executor):
             self._client = Client(address, timeout=_PATIENCE, set_as_default=False)
         except (OSError, ValueError) as error:
             raise UsageError(one_line(f"{address}: no Dask scheduler answers ({error})")) from None
-        # Equal tasks are not the same: what a file holds may have changed since.
-        self._executor = self._client.get_executor(pure=False)
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
-        """Have a function called on a worker."""
-        future: Future[Any] = self._executor.submit(function, *arguments, **named)
-        return future
+        """Have a function called on a worker.
+
+        Dask's own executor is no use here: its futures are never done if the scheduler goes away.
+        """
+        here: Future[Any] = Future()
+        # Equal tasks are not the same: what a file holds may have changed since.
+        there = self._client.submit(function, *arguments, **named, pure=False)
+
+        def done(there: Any) -> None:
+            with contextlib.suppress(InvalidStateError):  # nobody waits for it any more
+                try:
+                    if there.cancelled():
+                        raise ConnectionError("the connection to the scheduler was lost")
+                    here.set_result(there.result(timeout=_PATIENCE))
+                except Exception as error:  # noqa: BLE001  whatever the task raised, or Dask
+                    here.set_exception(error)
+
+        def cancelled(here: Future[Any]) -> None:
+            if here.cancelled():
+                there.cancel()
+
+        there.add_done_callback(done)
+        here.add_done_callback(cancelled)
+        return here
 
     def everywhere(self, function: Callable[[str], Any], argument: str) -> None:
         """Call a function on each worker, out of turn; what cannot be reached is left out."""
