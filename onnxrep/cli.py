@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import sys
@@ -204,15 +205,20 @@ def _batch_command(commands: argparse._SubParsersAction[_Parser]) -> None:
         "inputs",
         nargs="+",
         metavar="FOLDER",
-        help="a folder (searched for *.onnx), a file, or a pattern such as 'a/**/*.onnx'",
+        help="a folder (searched for *.onnx), a file, a pattern such as 'a/**/*.onnx', or a URL such as s3://bucket/zoo",
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="the folder for the results (must be given)")
+    parser.add_argument("-o", "--output", metavar="OUT", help="the folder for the results (must be given), or its URL")
     parser.add_argument(
         "--jobs",
         type=_count,
         default=0,
         metavar="N",
         help="models at a time (default: one per core, which share the cores)",
+    )
+    parser.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="run on the workers of this Dask scheduler, which must see the same files; --memory is then per model",
     )
     parser.add_argument(
         "--memory",
@@ -353,9 +359,12 @@ def _batch(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from onnxrep.batch import BatchOptions, display, run_batch
+    from onnxrep.batch.cluster import Cluster
 
     if arguments.output is None and not arguments.dry_run:
         raise UsageError("name the folder for the results with -o, or use --dry-run")
+    if arguments.dask and arguments.jobs:
+        raise UsageError("--jobs is for this machine; with --dask, the workers' threads are the models at a time")
     options = BatchOptions(
         verify=not arguments.no_verify,
         provider=arguments.provider,
@@ -377,8 +386,10 @@ def _batch(arguments: argparse.Namespace) -> int:
         dry_run=arguments.dry_run,
         retry_failed=arguments.retry_failed,
     )
-    with display.Watch(Console(stderr=True)) as watch:
-        summary = run_batch(arguments.inputs, arguments.output, options, progress=watch.show)
+    with contextlib.ExitStack() as stack:
+        executor = stack.enter_context(Cluster(arguments.dask)) if arguments.dask else None
+        watch = stack.enter_context(display.Watch(Console(stderr=True)))
+        summary = run_batch(arguments.inputs, arguments.output, options, executor=executor, progress=watch.show)
     display.show(summary, _console(), dry=arguments.dry_run)
     return 0 if summary.ok else 1
 

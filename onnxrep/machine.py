@@ -19,6 +19,24 @@ def memory() -> float:
     return min(limits)
 
 
+def alive(process: int) -> bool:
+    """Whether a process of this host still runs (or cannot be asked)."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def share() -> float:
+    """Return the bytes that a batch takes if it is told nothing."""
+    return memory() / 2
+
+
 def cores() -> int:
     """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

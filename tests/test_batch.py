@@ -377,18 +377,17 @@ def test_any_executor_will_do(tmp_path):
         assert run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS, executor=executor).counts == {"folded": 3}
     run_batch([tmp_path / "in"], tmp_path / "local", OPTIONS)
     assert files(tmp_path / "out") == files(tmp_path / "local")
-    supervise._shared.close()
 
 
 class Lossy(Executor):
-    """An executor that loses every second task."""
+    """An executor that loses every second task, after the first."""
 
     count = 0
 
     def submit(self, function, /, *arguments, **named):
         future = Future()
         self.count += 1
-        if self.count % 2:
+        if self.count % 2 == 0:
             future.set_exception(RuntimeError("worker died"))
         else:
             future.set_result(function(*arguments))
@@ -401,7 +400,6 @@ def test_an_executor_that_loses_tasks(tmp_path):
     assert summary.counts == {"folded": 2, "error": 2}
     assert summary.failures[0].reason == "the executor lost it: RuntimeError: worker died"
     assert run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS).counts == {"folded": 4}
-    supervise._shared.close()
 
 
 # -- the command ----------------------------------------------------------------------------------------------------

@@ -15,9 +15,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import onnx
+from google.protobuf.message import DecodeError
+
 import onnxrep.proof.check  # noqa: F401  the server that forks children has it ready for them
-from onnxrep import files, pipeline
-from onnxrep.batch.records import FINAL
+from onnxrep import files, machine, pipeline
+from onnxrep.batch.records import EARLIER, FINAL
 from onnxrep.errors import MissingInput, OnnxrepError, UsageError
 from onnxrep.escape import one_line
 from onnxrep.proof.sessions import Runtime
@@ -37,13 +40,18 @@ _LATER = 10
 def prepare(task: Mapping[str, Any]) -> list[str]:
     """Bind the child's life to the supervisor's, and limit what it may use; return the limits that cannot be set.
 
-    The address space may grow by ``task["memory"]`` bytes over what the libraries have taken already. CUDA reserves far
-    more than it uses, so there the address space has no limit.
+    The address space may grow by ``task["memory"]`` bytes (0: a share of this machine's) over what the libraries have
+    taken already. CUDA reserves far more than it uses, so there the address space has no limit.
     """
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     signal.signal(signal.SIGTERM, _leave)
     seconds = int(task["timeout"] * task["threads"]) + _LATER
-    limits = {"RLIMIT_CORE": 0, "RLIMIT_CPU": seconds, "RLIMIT_AS": _address_space() + int(task["memory"])}
+    memory = task["memory"] or machine.share()
+    limits = {
+        "RLIMIT_CORE": 0,
+        "RLIMIT_CPU": seconds,
+        "RLIMIT_AS": _address_space() + int(memory),
+    }
     if task["options"]["provider"] != "cpu":
         del limits["RLIMIT_AS"]
     wanted = ("RLIMIT_CORE", "RLIMIT_CPU", "RLIMIT_AS")
@@ -100,6 +108,15 @@ def check(task: Mapping[str, Any]) -> Record:
     return {"status": "ready", "reason": ""}
 
 
+def outside(task: Mapping[str, Any]) -> Record:
+    """Return the files that a model refers to, unchecked; none if it cannot be read: :func:`run` says why."""
+    try:
+        model = onnx.load(task["source"], load_external_data=False)
+    except (DecodeError, RecursionError):
+        return {"status": "ready", "names": []}
+    return {"status": "ready", "names": sorted({_location(t) for t in files.tensors(model) if files.is_external(t)})}
+
+
 def run(task: Mapping[str, Any]) -> Record:
     """Return the record of one model: what became of it, with everything that a report needs."""
     record: Record = {"status": "error", "reason": "", "folds": 0, "key": "", "input_sha256": ""}
@@ -142,7 +159,7 @@ def _work(task: Mapping[str, Any], record: Record) -> None:
         record["output"] = task["model"]
         record["written"] = {Path(w).relative_to(task["root"]).as_posix(): _hash(Path(w)) for w in report.written}
     elif task["root"] is not None and target.exists():
-        record["reason"] = "; what lies at its place in the output folder is from an earlier run"
+        record["reason"] = EARLIER
     why = report.verification.reason if report.verification else ""
     status = "oom" if report.status == "unverified" and _NO_MEMORY.search(why) else report.status
     folds = len(report.folds) if status in ("folded", "unverified") else 0
@@ -157,6 +174,11 @@ def _options(task: Mapping[str, Any]) -> pipeline.Options:
     given["input_data"] = Path(given["input_data"]) if given["input_data"] else None
     given["custom_ops_lib"] = tuple(map(Path, given["custom_ops_lib"]))
     return pipeline.Options(**given, threads=task["threads"])
+
+
+def _location(tensor: Any) -> str:
+    """Return the file that an external tensor names."""
+    return next((str(e.value) for e in tensor.external_data if e.key == "location"), "")
 
 
 def _key(source: files.ModelFile, outside: Mapping[str, str], options: pipeline.Options) -> str:
@@ -207,5 +229,5 @@ def _unchanged(paths: list[Path]) -> Iterator[None]:
         raise MissingInput("the model was replaced while it was read; the result is not trusted")
 
 
-KINDS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {"check": check, "run": run}
+KINDS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {"check": check, "outside": outside, "run": run}
 """Kind of a task -> what the child does."""

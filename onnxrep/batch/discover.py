@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import glob
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from onnxrep.batch import remote
 from onnxrep.errors import UsageError
 from onnxrep.escape import printable
 
@@ -23,23 +25,25 @@ class Job:
 
     Attributes:
         model: where the result goes below the output folder, with forward slashes; the model's name in all records.
-        source: absolute path of the file to read.
+        source: absolute path, or URL, of the file to read.
+        size: bytes of it and of what seems to be its external data.
 
     """
 
     model: str
     source: str
+    size: int = field(default=0, compare=False)
 
 
 def find(
-    inputs: Sequence[str], output: Path | None, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    inputs: Sequence[str], output: str | Path | None, include: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> list[Job]:
     """Return the jobs of a batch in a fixed order, each input's tree mirrored.
 
     Args:
         inputs: folders (searched for ``*.onnx``, links to folders not followed), files, and patterns with ``*``, ``?``,
-            ``[`` and ``**`` (what lies in front of the first wildcard is not mirrored).
-        output: the folder for the results, which is not searched; None if nothing is written.
+            ``[`` and ``**`` (what lies in front of the first wildcard is not mirrored), and URLs of folders or objects.
+        output: the folder for the results, or its URL, which is not searched; None if nothing is written.
         include: patterns of which a model's relative path must match one, if there are any; ``*`` matches slashes too.
         exclude: patterns of which it may match none.
 
@@ -47,20 +51,53 @@ def find(
         UsageError: an input is missing, a result would replace an input, or two inputs have one result.
 
     """
-    found: dict[str, str] = {}
+    output = None if output is None else str(output)
+    found: dict[str, Job] = {}
     for given in inputs:
-        for path, base in _files(given, output):
-            model = path.relative_to(base).as_posix()
-            if not _wanted(model, include, exclude):
+        for job in _objects(given, output) if remote.is_url(given) else _local(given, output):
+            if not _wanted(job.model, include, exclude):
                 continue
-            source = str(path.absolute())
-            if found.setdefault(model, source) != source:
-                both = f"{printable(found[model])} and {printable(source)}"
+            if remote.is_url(job.source) and not remote.contained(job.model):
+                raise UsageError(
+                    f"{printable(job.source)}: has no place in the output folder; leave it out (--exclude)"
+                )
+            if found.setdefault(job.model, job) != job:
+                both = f"{printable(found[job.model].source)} and {printable(job.source)}"
                 raise UsageError(f"{both} have the same place in the output folder; run them apart")
-    jobs = sorted(Job(model, source) for model, source in found.items())
+    jobs = sorted(found.values())
     if output is not None:
         _check_apart(jobs, output)
     return jobs
+
+
+def _objects(given: str, output: str | None) -> Iterator[Job]:
+    """Yield what the URL of a folder or of an object stands for."""
+    base, sizes, named = remote.listing(given)
+    results = f"{remote.place(output)}/" if output is not None and remote.is_url(output) else ""
+    for model in sizes:
+        source = f"{base}/{model}"
+        name = model.rpartition("/")[2]
+        below = results.startswith(f"{base}/") and results != f"{base}/" and source.startswith(results)
+        if named or (name.lower().endswith(SUFFIX) and not _ours(name) and not below):
+            folder = model.removesuffix(name)
+            yield Job(model, source, sum(sizes.get(folder + one, 0) for one in _with_data(name)))
+
+
+def _local(given: str, output: str | None) -> Iterator[Job]:
+    """Yield what the path of a folder or of a file, or a pattern, stands for."""
+    results = None if output is None or remote.is_url(output) else Path(output)
+    for path, base in _files(given, results):
+        size = 0
+        for name in _with_data(path.name):
+            with contextlib.suppress(OSError):
+                size += path.with_name(name).stat().st_size
+        yield Job(path.relative_to(base).as_posix(), str(path.absolute()), size)
+
+
+def _with_data(name: str) -> tuple[str, ...]:
+    """Return the name of a model and the usual names of its external data."""
+    stem = Path(name).stem
+    return name, f"{name}.data", f"{name}_data", f"{stem}.data", f"{stem}.bin"
 
 
 def _files(given: str, output: Path | None) -> Iterator[tuple[Path, Path]]:
@@ -133,13 +170,18 @@ def _wanted(model: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
     return (not include or matches(include)) and not matches(exclude)
 
 
-def _check_apart(jobs: Sequence[Job], output: Path) -> None:
+def _check_apart(jobs: Sequence[Job], output: str) -> None:
     """Check that no result takes the place of an input, and none needs a folder where another is a file."""
-    sources = {os.path.realpath(job.source) for job in jobs}
+    sources = {_place(job.source) for job in jobs}
     results = {job.model for job in jobs}
     for job in jobs:
-        if os.path.realpath(output / job.model) in sources:
-            raise UsageError(f"{printable(str(output / job.model))}: is an input; choose another output folder")
+        if _place(f"{output}/{job.model}") in sources:
+            raise UsageError(f"{printable(f'{output}/{job.model}')}: is an input; choose another output folder")
         above = next((p.as_posix() for p in Path(job.model).parents if p.as_posix() in results), None)
         if above:
             raise UsageError(f"{printable(job.model)}: needs a folder where {printable(above)} is a model")
+
+
+def _place(name: str) -> str:
+    """Return the one spelling of a path or URL by which two of them can be compared."""
+    return remote.place(name) if remote.is_url(name) else os.path.realpath(name)

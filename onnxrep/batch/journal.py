@@ -51,9 +51,9 @@ class Journal:
             OutputError: the disk is full, or the journal is gone.
 
         """
-        line = json.dumps({"schema": SCHEMA, **record}, allow_nan=False).encode("ascii") + b"\n"
+        data = line(record)
         try:
-            if os.write(self._handle, line) != len(line):
+            if os.write(self._handle, data) != len(data):
                 raise OutputError(f"{self.path}: a record was not written whole; is the disk full?")
             os.fsync(self._handle)
         except OSError as error:
@@ -74,18 +74,27 @@ class Journal:
         self.close()
 
 
+def line(record: Mapping[str, Any]) -> bytes:
+    """Return a record as it is written."""
+    return json.dumps({"schema": SCHEMA, **record}, allow_nan=False).encode("ascii") + b"\n"
+
+
+def parsed(data: bytes) -> Record | None:
+    """Return the record that a line holds, or None if it is torn or of another schema."""
+    try:
+        record: Any = json.loads(data)
+    except ValueError:  # torn: a run was killed while it wrote
+        return None
+    known = isinstance(record, dict) and record.get("schema") == SCHEMA and isinstance(record.get("model"), str)
+    return record if known else None
+
+
 def read(path: Path) -> Iterator[Record]:
     """Yield the records of a journal in order; torn lines and records of another schema are left out."""
     if not path.exists():
         return
     with path.open("rb") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:  # torn: a run was killed while it wrote
-                continue
-            if isinstance(record, dict) and record.get("schema") == SCHEMA and isinstance(record.get("model"), str):
-                yield record
+        yield from filter(None, map(parsed, file))
 
 
 def newest(path: Path) -> dict[str, Record]:

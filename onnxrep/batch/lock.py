@@ -39,7 +39,10 @@ def locked(folder: Path) -> Iterator[None]:
             raise OutputError(f"{where}: another batch works on this folder ({owner}); wait for it or choose another")
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        yield
+        try:
+            yield
+        finally:
+            _give_back(handle)
     finally:
         os.close(handle)
 
@@ -60,3 +63,11 @@ def _taken(handle: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _give_back(handle: int) -> None:
+    """Give the lock back, also where a process that was forked meanwhile has the file open still."""
+    if os.name != "nt":
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_UN)

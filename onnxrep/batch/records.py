@@ -26,6 +26,9 @@ STATUSES = (
 )
 """What can become of a model, in the order of the final table."""
 
+EARLIER = "; what lies at its place in the output folder is from an earlier run"
+"""What a failure's reason ends with where that is so."""
+
 GOOD = frozenset({"folded", "unchanged"})
 """What is no failure; ``unverified`` is none either where it is allowed."""
 

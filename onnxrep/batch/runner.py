@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -12,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnxrep import machine
-from onnxrep.batch import journal, supervise
+from onnxrep import __version__, machine
+from onnxrep.batch import cluster, journal, remote, supervise
 from onnxrep.batch.discover import Job, find
 from onnxrep.batch.journal import Journal, Record
 from onnxrep.batch.lock import locked
@@ -21,12 +22,9 @@ from onnxrep.batch.records import GOOD, BatchOptions, Outcome, Summary
 from onnxrep.errors import OnnxrepError, OutputError, UsageError
 from onnxrep.escape import one_line
 
-_SHARE = 0.5
-"""Of the machine's memory, what a batch takes if it is told nothing."""
-
 _BASE = 512 << 20
-_TIMES = 3
-"""A model is expected to need ``_BASE`` bytes and ``_TIMES`` its size: its bytes, the folded ones, the float64 twin."""
+_TIMES = 20
+"""A model is expected to need ``_BASE`` bytes and ``_TIMES`` its size (real exports of 75 to 160 MB took 20 to 25)."""
 
 _DIED = ("timeout", "oom", "crashed")
 
@@ -46,10 +44,12 @@ def run_batch(
 
     Args:
         inputs: folders, files or patterns; see :func:`onnxrep.batch.discover.find`.
-        output: the folder for the results, where the inputs' trees are mirrored; None only for a dry run.
+        output: the folder for the results, or its URL, where the inputs' trees are mirrored; None only for a dry run.
         options: see :class:`~onnxrep.batch.records.BatchOptions`.
         executor: where the supervisors run, which start the children and wait for them; threads if None. Wherever an
-            executor runs them, the same files must be there, and ``options.memory`` is what one model may take.
+            executor runs them, onnxrep must be installed and the same files must be there. How many run at a time is
+            the executor's affair: ``options.jobs`` has no meaning, ``options.memory`` is what one model may take (0 for
+            half of what the machine has that runs it), and a model gets one thread if it is told nothing.
         progress: see :data:`Progress`.
 
     Raises:
@@ -59,22 +59,14 @@ def run_batch(
 
     """
     options = options or BatchOptions()
-    root = None if options.dry_run or output is None else Path(output).absolute()
+    root = None if options.dry_run or output is None else _root(str(output))
     if root is None and not options.dry_run:
         raise UsageError("no output folder was named")
     jobs = find([str(i) for i in inputs], root, options.include, options.exclude)
     if not jobs:
         raise UsageError("no model was found, or none that --include and --exclude leave")
     with contextlib.ExitStack() as stack:
-        book, previous = None, {}
-        if root is not None:
-            try:
-                root.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise OutputError(f"{root}: cannot be made ({error.strerror})") from None
-            stack.enter_context(locked(root))
-            previous = journal.newest(root / journal.NAME)
-            book = stack.enter_context(Journal(root / journal.NAME))
+        book, previous = _book(root, stack)
         run = _Run(root, options, previous, executor)
         stack.callback(run.close)
         run.check(jobs)
@@ -94,10 +86,38 @@ def run_batch(
             for record in run.end():
                 note(record)
             raise
-        if any(outcome.status in _DIED for outcome in outcomes):
-            run.clean(jobs)
+        run.clean(jobs, outcomes)
     allowed = GOOD | {"unverified"} if options.allow_unverified else GOOD
     return Summary(tuple(sorted(outcomes, key=lambda o: o.model)), allowed)
+
+
+def _root(output: str) -> str:
+    """Return the absolute path of the output folder, or its URL."""
+    return output.rstrip("/") if remote.is_url(output) else str(Path(output).absolute())
+
+
+def _book(root: str | None, stack: contextlib.ExitStack) -> tuple[Journal | remote.Records | None, dict[str, Record]]:
+    """Open the records of an output folder, which is made and locked; return them and the newest of each model.
+
+    In object storage there are no locks. Two runs on one folder do the same work twice; what they write is the same.
+
+    Raises:
+        OutputError: the folder cannot be written, or another run works on it.
+
+    """
+    if root is None:
+        return None, {}
+    if remote.is_url(root):
+        records = remote.Records(root)
+        return records, records.newest()
+    folder = Path(root)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{root}: cannot be made ({error.strerror})") from None
+    stack.enter_context(locked(folder))
+    previous = journal.newest(folder / journal.NAME)
+    return stack.enter_context(Journal(folder / journal.NAME)), previous
 
 
 def _outcome(record: Record, previous: Mapping[str, Record]) -> Outcome:
@@ -124,41 +144,62 @@ class _Run:
     """
 
     def __init__(
-        self, root: Path | None, options: BatchOptions, previous: Mapping[str, Record], executor: Executor | None
+        self, root: str | None, options: BatchOptions, previous: Mapping[str, Record], executor: Executor | None
     ) -> None:
         self._root, self._options, self._previous = root, options, previous
-        self._memory = options.memory or _SHARE * machine.memory()
-        self._workers = options.jobs or machine.cores()
-        self._threads = options.threads or max(machine.cores() // self._workers, 1)
-        self._pool = supervise.Pool()
+        self._name = uuid.uuid4().hex  # by which supervisors know whose children they are asked to end
         self._local = executor is None
+        self._memory = options.memory or (machine.share() if self._local else 0)
+        self._workers = options.jobs or machine.cores()
+        self._threads = options.threads or (max(machine.cores() // self._workers, 1) if self._local else 1)
         self._executor = executor or ThreadPoolExecutor(self._workers)
-        self._task = self._pool.run if self._local else supervise.run
         self._running: dict[Future[str], _Ticket] = {}
         self._finished: queue.SimpleQueue[Future[str]] = queue.SimpleQueue()
 
     def check(self, jobs: Iterable[Job]) -> None:
-        """Check what all models need, and remove what dead runs left.
+        """Check what all models need, where models will run, and remove what dead runs left there.
 
         Raises:
             UsageError: the provider or the inputs are not there.
+            OnnxrepError: the check itself failed, as it would for every model.
 
         """
-        self._checked(jobs, {} if self._root is not None else {"verify": False})
-
-    def clean(self, jobs: Iterable[Job]) -> None:
-        """Remove what children left that were ended."""
-        self._checked(jobs, {"verify": False})
-
-    def _checked(self, jobs: Iterable[Job], changes: Mapping[str, Any]) -> None:
-        """Have a child check options and clean folders; that child runs here."""
-        places = {(self._root / job.model).parent for job in jobs} if self._root is not None else set()
-        folders = sorted(str(place) for place in places if place.is_dir())
-        task = self._common("check", self._memory) | {"model": "", "folders": folders}
-        task["options"] = self._options.for_model() | dict(changes)
-        answer = json.loads(self._pool.run(json.dumps(task)))
+        task = self._check(jobs, {} if self._root is not None else {"verify": False})
+        try:
+            answer = json.loads(supervise.run(task) if self._local else self._submitted(task).result())
+        except Exception as error:  # noqa: BLE001  see _result
+            raise OnnxrepError(f"the executor cannot run onnxrep: {type(error).__name__}: {error}") from None
         if answer["status"] != "ready":
             raise (UsageError if answer.get("usage") else OnnxrepError)(answer.get("reason", answer["status"]))
+
+    def clean(self, jobs: Iterable[Job], outcomes: Iterable[Outcome]) -> None:
+        """Remove what children left that were ended; on other machines, that some were may have passed unnoticed."""
+        if not self._local or any(outcome.status in _DIED for outcome in outcomes):
+            self._everywhere(supervise.run, self._check(jobs, {"verify": False}))
+
+    def _check(self, jobs: Iterable[Job], changes: Mapping[str, Any]) -> str:
+        """Return the task that checks options and cleans folders."""
+        local = self._root is not None and not remote.is_url(self._root)
+        places = {Path(self._root or "", job.model).parent for job in jobs if local}
+        folders = sorted(str(place) for place in places if place.is_dir())
+        task = self._common("check", self._memory) | {"model": "", "folders": folders}
+        return json.dumps(task | {"options": self._options.for_model() | dict(changes)})
+
+    def _submitted(self, task: str) -> Future[str]:
+        """Give a task to the executor; one that is broken already loses it."""
+        try:
+            return self._executor.submit(supervise.run, task)
+        except Exception as error:  # noqa: BLE001  see _result
+            lost: Future[str] = Future()
+            lost.set_exception(error)
+            return lost
+
+    def _everywhere(self, function: Callable[[str], Any], argument: str) -> None:
+        """Call a function in this process, and on all workers where the executor can reach them out of turn."""
+        function(argument)
+        if isinstance(self._executor, cluster.Cluster):
+            with contextlib.suppress(Exception):  # the cluster may be gone
+                self._executor.everywhere(function, argument)
 
     def records(self, jobs: Sequence[Job]) -> Iterator[Record]:
         """Yield the record of each model as it is done."""
@@ -178,7 +219,7 @@ class _Run:
         """End all children; yield the records of models that were done all the same."""
         for future in self._running:
             future.cancel()
-        self._pool.stop()
+        self._everywhere(supervise.stop, self._name)
         if self._local:
             self._executor.shutdown()
         for future, ticket in self._running.items():
@@ -192,7 +233,7 @@ class _Run:
         """Return the bytes that a model gets: an equal share, or more where its files ask for it."""
         if not self._local:
             return self._memory
-        return min(self._memory, max(self._memory / self._workers, _BASE + _TIMES * _size(Path(job.source))))
+        return min(self._memory, max(self._memory / self._workers, _BASE + _TIMES * job.size))
 
     def _admits(self, ticket: _Ticket) -> bool:
         """Whether a model can start now."""
@@ -208,7 +249,7 @@ class _Run:
             previous = None
         task = self._common("run", ticket.share)
         task |= {"model": ticket.job.model, "source": ticket.job.source, "previous": previous}
-        future = self._executor.submit(self._task, json.dumps(task))
+        future = self._submitted(json.dumps(task))
         self._running[future] = ticket
         future.add_done_callback(self._finished.put)
 
@@ -216,7 +257,9 @@ class _Run:
         """Return what all tasks hold."""
         return {
             "kind": kind,
-            "root": None if self._root is None else str(self._root),
+            "run": self._name,
+            "version": __version__,
+            "root": self._root,
             "options": self._options.for_model(),
             "timeout": self._options.timeout,
             "threads": self._threads,
@@ -226,26 +269,18 @@ class _Run:
     def close(self) -> None:
         """End what this run started; children that still run are ended, and their models are not recorded."""
         deque(self.end(), maxlen=0)
-        self._pool.close()
+        self._everywhere(supervise.close, self._name)
 
 
 def _result(future: Future[str], ticket: _Ticket) -> Record:
     """Return the record of a model whose supervisor is done, with every field that a record has."""
     empty: Record = {"model": ticket.job.model, "status": "error", "reason": "", "key": "", "input_sha256": ""}
     empty |= {"output": "", "written": {}, "folds": 0, "lacking": [], "versions": {}, "options": {}, "report": None}
-    empty |= {"seconds": 0.0, "peak": None, "exit": None, "signal": ""}
+    empty |= {"host": "", "seconds": 0.0, "peak": None, "exit": None, "signal": ""}
     try:
         found: Record = json.loads(future.result())
     except Exception as error:  # noqa: BLE001  an executor that loses its worker raises what it likes
-        return empty | {"reason": one_line(f"the executor lost it: {type(error).__name__}: {error}")}
+        status = "crashed" if type(error).__name__ == cluster.LOST else "error"
+        reason = one_line(f"the executor lost it: {type(error).__name__}: {error}")
+        return empty | {"status": status, "reason": reason}
     return empty | found
-
-
-def _size(path: Path) -> int:
-    """Return the size of a model with its external data, as far as that bears one of the usual names."""
-    names = (path.name, f"{path.name}.data", f"{path.name}_data", f"{path.stem}.data", f"{path.stem}.bin")
-    total = 0
-    for name in names:
-        with contextlib.suppress(OSError):
-            total += path.with_name(name).stat().st_size
-    return total

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import onnxrep
+from onnxrep.batch import remote
 
 INTERRUPTED = "interrupted"
 """Status of a model whose child was ended because the batch ends; it is not recorded."""
@@ -33,72 +36,100 @@ Record = dict[str, Any]
 
 
 class Pool:
-    """The servers of one run, each lent to one supervisor at a time."""
+    """The servers of this process, each lent to one supervisor at a time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._idle: list[Server] = []
-        self._all: set[Server] = set()
-        self._stopped = False
+        self._busy: dict[Server, str] = {}
+        self._stopped: set[str] = set()
 
-    def run(self, task: str) -> str:
-        """Do one task in a child and return its record; both are JSON.
-
-        Besides what the child says, the record holds ``seconds``, ``peak`` (bytes), ``exit`` and ``signal``.
-        """
-        given = json.loads(task)
-        forks = given["options"]["provider"] == "cpu" and hasattr(os, "fork")
+    def run(self, task: Record) -> Record:
+        """Do one task in a child and return its record."""
+        cpu = task["options"]["provider"] == "cpu"
+        forks = cpu and hasattr(os, "fork")
         record: Record = {"status": INTERRUPTED}
-        with contextlib.nullcontext() if given["options"]["provider"] == "cpu" else _device:
+        with contextlib.nullcontext() if cpu else _device:
             for _ in range(2):
-                with self._lent(forks) as server:
+                with self._lent(forks, task["run"]) as server:
                     if server is None:
                         break
-                    record = server.do(given)
+                    record = server.do(task)
                 if server.alive or not forks or record["status"] == INTERRUPTED:
                     break  # else the server died, which no model can bring about: the model gets another
-        return json.dumps({"model": given["model"], **record})
+        return record
 
     @contextlib.contextmanager
-    def _lent(self, forks: bool) -> Iterator[Server | None]:
+    def _lent(self, forks: bool, run: str) -> Iterator[Server | None]:
         """Yield a server that nobody else uses, or None if the run was stopped."""
         with self._lock:
             server = None
-            if not self._stopped:
+            if run not in self._stopped:
                 server = self._idle.pop() if forks and self._idle else Server(forks)
-                self._all.add(server)
+                self._busy[server] = run
         try:
             yield server
         finally:
             with self._lock:
-                if server is not None and server.alive and not self._stopped:
-                    self._idle.append(server)
-                elif server is not None:
-                    self._all.discard(server)
-                    server.close()
+                if server is not None:
+                    del self._busy[server]
+                    if server.alive and run not in self._stopped:
+                        self._idle.append(server)
+                    else:
+                        server.close()
 
-    def stop(self) -> None:
-        """End all children now; their models come back as ``interrupted``."""
+    def stop(self, run: str) -> None:
+        """End all children of a run now; their models come back as ``interrupted``."""
         with self._lock:
-            self._stopped = True
-            for server in self._all:
-                server.kill()
+            self._stopped.add(run)
+            for server, owner in self._busy.items():
+                if owner == run:
+                    server.kill()
 
     def close(self) -> None:
         """End the servers that are idle."""
         with self._lock:
-            for server in self._idle:
-                self._all.discard(server)
-                server.close()
-            self._idle.clear()
+            while self._idle:
+                self._idle.pop().close()
 
 
-_shared = Pool()
+@functools.cache
+def _pool(process: int) -> Pool:
+    """Return the servers of this process; one that was forked must not use those of the process it came from."""
+    return Pool()
 
 
 def run(task: str) -> str:
-    """Do one task with the servers of this process: what an executor calls, here or on another machine."""
-    return _shared.run(task)
+    """Do one task: what an executor calls, in a thread, in another process or on another machine.
+
+    Task and record are JSON. Besides what the child says, the record holds ``host``, ``seconds``, ``peak`` (bytes),
+    ``exit`` and ``signal``.
+    """
+    given = json.loads(task)
+    if given["version"] != onnxrep.__version__:
+        reason = f"onnxrep {onnxrep.__version__} is installed here, but {given['version']} where the batch was started"
+        record: Record = {"status": "error", "reason": reason}
+    else:
+        record = _done(given)
+    return json.dumps({"model": given["model"], "host": socket.gethostname(), **record})
+
+
+def _done(task: Record) -> Record:
+    """Do a task in a child; in a local folder if its files are far away."""
+    here = _pool(os.getpid()).run
+    if task["kind"] == "run" and any(remote.is_url(task[name] or "") for name in ("source", "root")):
+        return remote.staged(task, here)
+    return here(task)
+
+
+def stop(run: str) -> None:
+    """End the children of a run that this process started."""
+    _pool(os.getpid()).stop(run)
+
+
+def close(run: str) -> None:
+    """End the servers of this process that are idle, now that a run is done: another run starts its own."""
+    _pool(os.getpid()).close()
 
 
 class Server:
@@ -132,16 +163,18 @@ class Server:
         self._errors.truncate()
         done, late = threading.Event(), threading.Event()
         ending: Record | None = None
+        self.alive = False  # if an interrupt comes before the answer, this server is of no use any more
         with contextlib.suppress(BrokenPipeError):
             self._send(task)
             self._child = (self._hear() or {}).get("pid", 0)
             clock = threading.Thread(target=self._watch, args=(task["timeout"], done, late), daemon=True)
             clock.start()
-            ending = self._hear() if self._child else None
-            done.set()
+            try:
+                ending = self._hear() if self._child else None
+            finally:
+                done.set()
             clock.join()
-        if ending is None or not self._forks:
-            self.alive = False
+        self.alive = ending is not None and self._forks
         if ending is None:  # the server died (or this process was the child): nothing of it may live on
             self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
             ending = {"exit": self._process.wait(), "peak": None, "answer": None}
@@ -208,9 +241,13 @@ class Server:
         self._process.kill()
 
     def close(self) -> None:
-        """Let the server end (it does at the end of its input), and wait for that."""
+        """End the server, and wait for that.
+
+        It would end by itself at the end of its input, but a process forked from this one may hold that open.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self.kill()
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.stdout.close()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from onnxrep import machine
 from onnxrep.errors import OutputError, UsageError
 
 PREFIX = ".onnxrep-"
@@ -109,19 +110,6 @@ def remove_stale(folder: Path) -> None:
     start = f"{PREFIX}{socket.gethostname()}-"
     for path in folder.glob(f"{PREFIX}*"):
         owner = path.name.removeprefix(start).partition("-")[0]
-        if path.name.startswith(start) and owner.isdigit() and not _alive(int(owner)):
+        if path.name.startswith(start) and owner.isdigit() and not machine.alive(int(owner)):
             with contextlib.suppress(OSError):
                 path.unlink()
-
-
-def _alive(process: int) -> bool:
-    """Whether a process of this host still runs (or cannot be asked)."""
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
