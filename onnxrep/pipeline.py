@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from onnxrep.proof.inputs import Wishes
 
 Folded: TypeAlias = "tuple[list[records.Fold], list[records.Refusal]]"
-ModelLike: TypeAlias = "str | Path | bytes | onnx.ModelProto | gs.Graph"
+ModelLike: TypeAlias = "str | Path | bytes | onnx.ModelProto | gs.Graph | files.ModelFile"
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def optimize(
     """Fold one model, verify it, and write it if ``output`` is given.
 
     Args:
-        model: a path, the bytes of a model, a ModelProto (not changed), or an onnx-graphsurgeon graph.
+        model: a path, the bytes of a model, a ModelProto (not changed), an onnx-graphsurgeon graph, or a file that was
+            read already (whose message is changed).
         output: where to write; None writes nothing.
         options: see :class:`Options`.
         keep_unchanged: write the input's bytes to ``output`` where nothing folds.
@@ -122,7 +123,7 @@ def optimize(
         _runtime(options).check()
     with clock.stage("read"):
         source = load(model, options.hf_cache)
-        external = source.external_digests()
+        external = source.external_digests
     before = Counter(_ops(source.model))
     bytes_before = _weight_bytes(source.model)
     folds, refusals = _fold_all(source, options.inline_functions, clock)
@@ -221,6 +222,9 @@ def verify(before: ModelLike, after: ModelLike, options: Options | None = None) 
 
 def load(model: ModelLike, hf_cache: bool = False) -> files.ModelFile:
     """Read and check a model from whatever holds it; ``hf_cache`` as in :class:`Options`."""
+    if isinstance(model, files.ModelFile):
+        validity.check(model.model, str(model.path or "the model"))
+        return model
     if isinstance(model, gs.Graph):
         model = gs.export_onnx(model)
     if isinstance(model, onnx.ModelProto):

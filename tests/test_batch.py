@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from rich.console import Console
 from models import faulty
 from models.net import Net
 from onnxrep import BatchOptions, Options, pipeline, run_batch
+from onnxrep import files as files_of_models
 from onnxrep.batch import child, display, journal, lock, supervise
 from onnxrep.batch.records import FINAL, Outcome
 from onnxrep.errors import OutputError, UsageError
@@ -191,7 +193,11 @@ def test_a_failure_says_that_an_older_result_lies_there(tmp_path):
     next(f for f in faulty.FAULTS if f.name == "custom op").write(tmp_path / "in/模型 0.onnx", 0)
     (outcome,) = run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS).outcomes
     assert outcome.status == "unverified"
-    assert "is from an earlier run" in outcome.reason
+    assert "is not from this run" in outcome.reason
+    (tmp_path / "in/模型 0.onnx").write_bytes(b"garbage")
+    (outcome,) = run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS).outcomes
+    assert outcome.status == "invalid"
+    assert "is not from this run" in outcome.reason
 
 
 def test_results_do_not_depend_on_the_number_of_workers(tmp_path):
@@ -246,20 +252,60 @@ def test_bugs_and_want_of_memory_are_recorded(tmp_path, monkeypatch, error, stat
 
 
 def test_an_input_that_is_replaced_meanwhile(tmp_path, monkeypatch):
+    """The record is of the bytes that were read, so the next run sees that the model is another one."""
     onnx.save(block(), tmp_path / "m.onnx")
-    real = pipeline.optimize
+    first = (tmp_path / "m.onnx").read_bytes()
+    real = files_of_models.read
 
     def replaced(*arguments):
         result = real(*arguments)
         onnx.save(block(7), tmp_path / "m.onnx")
         return result
 
-    monkeypatch.setattr(pipeline, "optimize", replaced)
+    monkeypatch.setattr(files_of_models, "read", replaced)
+    monkeypatch.setattr(child, "_limit", lambda name, value: True)
+    record = child.run(task(tmp_path))
+    assert record["status"] == "folded"
+    assert record["input_sha256"] == record["report"]["input_sha256"] == hashlib.sha256(first).hexdigest()
+    assert child.run({**task(tmp_path), "previous": record})["status"] == "folded"
+
+
+def test_data_that_is_replaced_meanwhile(tmp_path, monkeypatch):
+    onnx.save(block(), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    real = pipeline.fold
+
+    def replaced(*arguments):
+        result = real(*arguments)
+        (tmp_path / "m.data").write_bytes((tmp_path / "m.data").read_bytes())
+        return result
+
+    monkeypatch.setattr(pipeline, "fold", replaced)
     monkeypatch.setattr(child, "_limit", lambda name, value: True)
     record = child.run(task(tmp_path))
     assert record["status"] == "error"
-    assert "replaced while it was read" in record["reason"]
+    assert "changed" in record["reason"]
     assert not record["written"]
+
+
+def test_a_pattern_that_leads_outside(tmp_path):
+    (tmp_path / "in/a").mkdir(parents=True)
+    (tmp_path / "secret").mkdir()
+    onnx.save(block(), tmp_path / "secret/m.onnx")
+    with pytest.raises(UsageError, match="no place in the output folder"):
+        run_batch([str(tmp_path / "in/*/../../secret/*.onnx")], tmp_path / "out")
+
+
+def test_results_behind_links(tmp_path):
+    zoo(tmp_path / "in", 2)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to("real")
+    options = replace(OPTIONS, follow_symlinks=True, external_data=True)
+    assert run_batch([tmp_path / "in"], tmp_path / "out", options).counts == {"folded": 2}
+    model = sorted((tmp_path / "real").glob("*.onnx"))[0]
+    model.rename(tmp_path / "elsewhere.onnx")
+    model.symlink_to(tmp_path / "elsewhere.onnx")
+    again = run_batch([tmp_path / "in"], tmp_path / "out", options)
+    assert [o.resumed for o in again.outcomes] == [True, True]
 
 
 def test_a_place_that_is_taken(tmp_path):

@@ -380,6 +380,38 @@ def test_new_weights_may_be_rounded_once_if_the_original_feels_that():
         assert judge.settle([asked], 2.0**-24)[0].status == status
 
 
+def test_where_the_reference_is_zero_the_usual_size_counts():
+    zero, one = np.zeros(50), np.ones(50)
+    others = [judge.compare("y", f"set {i}", [one + 1e-7], [one + 1e-7], one) for i in range(3)]
+    for error, status in ((0.0, "skipped"), (3e-7, "same"), (1e-5, "different"), (1000.0, "different")):
+        found = judge.compare("y", "s", [zero], [zero + error], zero)
+        assert judge.settle([found, *others], 2.0**-24)[0].status == status
+    found = judge.compare("y", "s", [zero], [zero + 1e-9], zero)
+    assert judge.settle([found], 2.0**-24)[0].status == "different"
+
+
+def test_an_output_that_is_always_zero_decides_nothing():
+    net = Net(0)
+    x = net.input((1, 4, 8, 8))
+
+    def model(shift):
+        y = net.op("Add", net.conv(x, 4, 3), net.constant(np.array(shift, np.float32)))
+        return net.model(net.relu(y))
+
+    dead, alive = model(-1000.0), model(1000.0)
+    found = verify(dead, dead)
+    assert (found.verdict, "zero everywhere" in found.reason) == ("unverified", True)
+    assert verify(dead, alive).verdict == "rejected"
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+def test_very_small_and_very_large_numbers_are_measured(size):
+    reference = np.full(10, size)
+    for factor, status in ((1 + 1e-9, "different"), (1 + 1e-13, "same")):
+        found = judge.compare("y", "s", [reference * (1 + 1e-13)], [reference * factor], reference)
+        assert judge.settle([found], 2.0**-53)[0].status == status
+
+
 def test_where_the_function_is_the_same_a_run_may_round_more():
     reference = np.ones(100)
     for error, function, status in (

@@ -594,7 +594,9 @@ def data_files(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.glob("*.data"))
 
 
-@pytest.mark.parametrize("other", ["nothing", "another model", "a temporary", "changed", "link", "foreign name"])
+@pytest.mark.parametrize(
+    "other", ["nothing", "another model", "in capitals", "put aside", "a temporary", "changed", "link", "foreign name"]
+)
 def test_the_data_file_of_the_output_that_is_replaced(tmp_path, other):
     """It goes if this package wrote it and nothing needs it; in doubt it stays."""
     first, folder = with_untouched(tmp_path / "first"), tmp_path / "out"
@@ -604,6 +606,10 @@ def test_the_data_file_of_the_output_that_is_replaced(tmp_path, other):
     (old,) = data_files(folder)
     if other == "another model":
         (folder / "also.onnx").write_bytes(target.read_bytes())
+    elif other == "in capitals":
+        (folder / "m.ONNX").write_bytes(target.read_bytes())
+    elif other == "put aside":
+        (folder / "m.onnx.backup").write_bytes(target.read_bytes())
     elif other == "a temporary":
         (folder / ".onnxrep-elsewhere-1-0").write_bytes(target.read_bytes())
     elif other == "changed":
@@ -659,6 +665,37 @@ def test_new_data_goes_if_the_model_cannot_be_written(tmp_path, monkeypatch, ste
         optimize(path, folder / "m.onnx")
     assert [p.name for p in folder.iterdir()] == ["m.onnx"]
     assert (folder / "m.onnx").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("moment", ["before the replacement", "after it"])
+def test_a_run_that_is_ended_keeps_the_data_of_the_model_that_is_there(tmp_path, monkeypatch, moment):
+    path, target = with_untouched(tmp_path / "in"), tmp_path / "m.onnx"
+    real = os.replace
+
+    def end(source, goal):
+        if str(goal).endswith(".onnx"):
+            if moment == "after it":
+                real(source, goal)
+            raise KeyboardInterrupt
+        real(source, goal)
+
+    monkeypatch.setattr(os, "replace", end)
+    with pytest.raises(KeyboardInterrupt):
+        optimize(path, target, Options(verify=False))
+    assert target.exists() == (moment == "after it")
+    assert len(data_files(tmp_path)) == target.exists()
+    if target.exists():
+        assert np.allclose(runs(target), runs(path), atol=1e-5)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="file names are text there")
+def test_a_name_that_is_no_text(tmp_path):
+    path = with_untouched(tmp_path / "in")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with pytest.raises(OutputError, match="no UTF-8"):
+        optimize(path, folder / "x\udcfe.onnx", Options(verify=False))
+    assert list(folder.iterdir()) == []
 
 
 def test_what_does_not_read_back_is_not_written(tmp_path, monkeypatch):

@@ -153,7 +153,7 @@ def test_a_failure_says_that_an_older_result_lies_there(tmp_path, store):
     store.pipe_file("/bucket/out/a.onnx", b"something")
     (outcome,) = run_batch([IN], OUT, OPTIONS).outcomes
     assert outcome.status == "invalid"
-    assert outcome.reason.endswith("is from an earlier run")
+    assert outcome.reason.endswith("is not from this run")
     assert store.cat_file("/bucket/out/a.onnx") == b"something"
 
 

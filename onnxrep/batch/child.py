@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -10,7 +9,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,8 +19,8 @@ from google.protobuf.message import DecodeError
 
 import onnxrep.proof.check  # noqa: F401  the server that forks children has it ready for them
 from onnxrep import files, machine, pipeline
-from onnxrep.batch.records import EARLIER, FINAL
-from onnxrep.errors import MissingInput, OnnxrepError, UsageError
+from onnxrep.batch.records import FINAL
+from onnxrep.errors import OnnxrepError, UsageError
 from onnxrep.escape import one_line
 from onnxrep.proof.sessions import Runtime
 
@@ -139,31 +138,32 @@ def _work(task: Mapping[str, Any], record: Record) -> None:
     path, options = Path(task["source"]), _options(task)
     source = files.read(path, options.hf_cache)
     record["input_sha256"] = source.digest
-    outside = source.external_digests()
-    record["key"] = _key(source, outside, options)
+    record["key"] = _key(source, options)
     if task["previous"] and _stands(task["previous"], record["key"], task):
         record["status"] = "resumed"
         return
-    with _unchanged([path, *(path.parent / name for name in outside)]):
-        if not _limit("RLIMIT_FSIZE", 4 * (len(source.data) + source.external_size) + _BESIDES):
-            record["lacking"].append("RLIMIT_FSIZE")
-        del source
-        if task["root"] is None:
-            report = pipeline.inspect(path, inline_functions=options.inline_functions, hf_cache=options.hf_cache)
-        else:
-            target = Path(task["root"], task["model"])
-            target.parent.mkdir(parents=True, exist_ok=True)
-            report = pipeline.optimize(path, target, options).report
-        record["report"] = report.to_dict()
+    if not _limit("RLIMIT_FSIZE", 4 * (len(source.data) + source.external_size) + _BESIDES):
+        record["lacking"].append("RLIMIT_FSIZE")
+    if task["root"] is None:
+        report = pipeline.inspect(source, inline_functions=options.inline_functions)
+    else:
+        target = Path(task["root"], task["model"])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        report = pipeline.optimize(source, target, options).report  # the very bytes that the key is of
+    record["report"] = report.to_dict()
     if report.written:
         record["output"] = task["model"]
-        record["written"] = {Path(w).relative_to(task["root"]).as_posix(): _hash(Path(w)) for w in report.written}
-    elif task["root"] is not None and target.exists():
-        record["reason"] = EARLIER
+        *data, model = map(Path, report.written)
+        record["written"] = {_below(task["root"], path): _hash(path) for path in data} | {task["model"]: _hash(model)}
     why = report.verification.reason if report.verification else ""
     status = "oom" if report.status == "unverified" and _NO_MEMORY.search(why) else report.status
     folds = len(report.folds) if status in ("folded", "unverified") else 0
-    record |= {"status": status, "reason": why + record["reason"], "folds": folds}
+    record |= {"status": status, "reason": why, "folds": folds}
+
+
+def _below(root: str, path: Path) -> str:
+    """Return a path as seen from the output folder; behind a link it may lie elsewhere."""
+    return Path(os.path.relpath(path.resolve(), Path(root).resolve())).as_posix()
 
 
 def _options(task: Mapping[str, Any]) -> pipeline.Options:
@@ -181,7 +181,7 @@ def _location(tensor: Any) -> str:
     return next((str(e.value) for e in tensor.external_data if e.key == "location"), "")
 
 
-def _key(source: files.ModelFile, outside: Mapping[str, str], options: pipeline.Options) -> str:
+def _key(source: files.ModelFile, options: pipeline.Options) -> str:
     """Return the hash of all that the result depends on."""
     given = {name: value for name, value in vars(options).items() if name != "threads"}
     if options.input_data is not None:
@@ -189,7 +189,7 @@ def _key(source: files.ModelFile, outside: Mapping[str, str], options: pipeline.
     given["custom_ops_lib"] = [_hash(path) for path in options.custom_ops_lib]
     parts = {
         "model": source.digest,
-        "external": outside,
+        "external": source.external_digests,
         "options": given,
         "versions": pipeline.versions(),
     }
@@ -206,27 +206,9 @@ def _stands(previous: Record, key: str, task: Mapping[str, Any]) -> bool:
     """Whether the record of a former run still tells what this one would find."""
     if previous["key"] != key or previous["status"] not in FINAL:
         return False
-    files_ = [(Path(task["root"], name), content) for name, content in previous["written"].items()]
-    return all(p.is_file() and not p.is_symlink() and _hash(p) == content for p, content in files_)
-
-
-@contextlib.contextmanager
-def _unchanged(paths: list[Path]) -> Iterator[None]:
-    """Refuse to trust what is done here if one of the files read changes meanwhile.
-
-    Raises:
-        MissingInput: one did.
-
-    """
-
-    def stamps() -> list[tuple[int, ...]]:
-        found = [path.stat() for path in paths]
-        return [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in found]
-
-    before = stamps()
-    yield
-    if stamps() != before:
-        raise MissingInput("the model was replaced while it was read; the result is not trusted")
+    root, through = Path(task["root"]).resolve(), task["options"]["follow_symlinks"]
+    files_ = [(root / name, content) for name, content in previous["written"].items()]
+    return all(p.is_file() and (through or not p.is_symlink()) and _hash(p) == content for p, content in files_)
 
 
 KINDS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {"check": check, "outside": outside, "run": run}

@@ -57,7 +57,8 @@ def find(
         for job in _objects(given, output) if remote.is_url(given) else _local(given, output):
             if not _wanted(job.model, include, exclude):
                 continue
-            if remote.is_url(job.source) and not remote.contained(job.model):
+            stays = remote.contained(job.model) if remote.is_url(job.source) else ".." not in job.model.split("/")
+            if not stays:
                 raise UsageError(
                     f"{printable(job.source)}: has no place in the output folder; leave it out (--exclude)"
                 )

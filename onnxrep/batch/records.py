@@ -26,7 +26,7 @@ STATUSES = (
 )
 """What can become of a model, in the order of the final table."""
 
-EARLIER = "; what lies at its place in the output folder is from an earlier run"
+EARLIER = "; what lies at its place in the output folder is not from this run"
 """What a failure's reason ends with where that is so."""
 
 GOOD = frozenset({"folded", "unchanged"})

@@ -19,6 +19,7 @@ from typing import Any
 
 import onnxrep
 from onnxrep.batch import remote
+from onnxrep.batch.records import EARLIER
 
 INTERRUPTED = "interrupted"
 """Status of a model whose child was ended because the batch ends; it is not recorded."""
@@ -111,7 +112,18 @@ def run(task: str) -> str:
         record: Record = {"status": "error", "reason": reason}
     else:
         record = _done(given)
+    record = _with_earlier(record, given)
     return json.dumps({"model": given["model"], "host": socket.gethostname(), **record})
+
+
+def _with_earlier(record: Record, task: Record) -> Record:
+    """Return a record that says so if something lies at the place of a result that was not written."""
+    root = task["root"]
+    if task["kind"] != "run" or root is None or remote.is_url(root) or record["status"] in (INTERRUPTED, "resumed"):
+        return record
+    if record.get("written") or not os.path.lexists(Path(root, task["model"])):
+        return record
+    return record | {"reason": record.get("reason", "") + EARLIER}
 
 
 def _done(task: Record) -> Record:

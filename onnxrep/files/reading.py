@@ -56,8 +56,9 @@ class ModelFile:
         """Bytes of external data that the model refers to."""
         return sum(tensor_bytes(t) for t in tensors(self.model) if is_external(t))
 
+    @cached_property
     def external_digests(self) -> dict[str, str]:
-        """Return the SHA-256 of each external data file by its location; reads all of them.
+        """The SHA-256 of each external data file by its location; reads all of them.
 
         Raises:
             OutputError: one is no longer the file that it was.

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnxrep.errors import InvalidModel, OutputError
 from onnxrep.files.external import Folder, Piece, Stamp, check_tensors
 from onnxrep.files.reading import LARGEST_MESSAGE, ModelFile
-from onnxrep.files.temporary import PREFIX, check_target, not_written, remove_stale, settle, settle_folder, temporary
+from onnxrep.files.temporary import check_target, not_written, remove_stale, settle, settle_folder, temporary
 from onnxrep.files.tensors import is_external, refer, tensor_bytes, tensors
 
 INLINE_LIMIT = 1 << 30
@@ -29,6 +29,7 @@ ALIGNMENT = 4096
 _SMALL = 1024
 _DIGITS = (12, 64)
 """How much of its content's hash a data file has in its name: all of it where the short name is taken."""
+_HASH = rf"([0-9a-f]{{{_DIGITS[0]}}}|[0-9a-f]{{{_DIGITS[1]}}})"
 
 
 def write(
@@ -71,9 +72,7 @@ def write(
             copy = onnx.ModelProto()
             copy.CopyFrom(model)
             model, changed = copy, True
-            data_file, is_new = _write_data(target, _to_move(model, source, target, external), source.folder)
-            if is_new:
-                undo.callback(data_file.unlink, missing_ok=True)
+            data_file = _write_data(target, _to_move(model, source, target, external), source.folder, undo)
         data = _serialized(model, target) if changed else source.data
         with temporary(target.parent) as (file, name):
             file.write(data)
@@ -83,7 +82,6 @@ def write(
             check(Path(name))
             _check_source(source, target)  # what was checked meanwhile took its time
             os.replace(name, target)
-        undo.pop_all()
         settle_folder(target.parent)
     _remove_unused(older, target)
     return [data_file, target] if data_file else [target]
@@ -135,13 +133,17 @@ def _check_source(source: ModelFile, target: Path) -> None:
         raise OutputError(f"{target}: changed while it was folded in place; nothing was written")
 
 
-def _write_data(target: Path, outside: list[onnx.TensorProto], folder: Folder | None) -> tuple[Path, bool]:
-    """Stream tensors into a data file beside ``target`` and point them to it.
+def _write_data(
+    target: Path, outside: list[onnx.TensorProto], folder: Folder | None, undo: contextlib.ExitStack
+) -> Path:
+    """Stream tensors into a data file beside ``target``, point them to it, and return its path.
 
-    Returns:
-        its path, and whether it is new: a former run may have written the same.
-
+    ``undo`` removes it again if it is new and the model at ``target`` does not come to refer to it.
     """
+    try:
+        target.name.encode()
+    except UnicodeEncodeError:
+        raise OutputError(f"{target}: its name is no UTF-8, so no model can refer to data beside it") from None
     digest = hashlib.sha256()
     places: list[tuple[onnx.TensorProto, int]] = []
     known: dict[Piece, int] = {}
@@ -163,24 +165,35 @@ def _write_data(target: Path, outside: list[onnx.TensorProto], folder: Folder | 
         settle(file)
         if os.fstat(file.fileno()).st_size != end:
             raise OutputError(f"{target}: the data file does not have the size that was written")
-        final, is_new = _named(name, target, digest.hexdigest())
+        final = _named(name, target, digest.hexdigest(), undo)
     for tensor, start in places:
         refer(tensor, final.name, start)
-    return final, is_new
+    return final
 
 
-def _named(temporary_name: str, target: Path, content: str) -> tuple[Path, bool]:
-    """Give a data file its name, unless one with the same content has it; return the path and whether it is new."""
+def _named(temporary_name: str, target: Path, content: str, undo: contextlib.ExitStack) -> Path:
+    """Give a data file its name, unless one with the same content has it; return the path."""
     final = target
     for length in _DIGITS:
         final = target.parent / f"{target.stem}.{content[:length]}.data"
         if not os.path.lexists(final):
+            undo.callback(_remove_unreferred, final, target)
             os.replace(temporary_name, final)
             settle_folder(target.parent)
-            return final, True
+            return final
         if _holds(final, content):
-            return final, False
+            return final
     raise OutputError(f"{final}: is there already, with other content")
+
+
+def _remove_unreferred(data_file: Path, target: Path) -> None:
+    """Remove a new data file unless the model at ``target`` refers to it, which is so once that was replaced.
+
+    To look is safer than to remember: the run may be ended between the replacement and any note of it.
+    """
+    with contextlib.suppress(OSError):
+        if not target.is_file() or not _mentions(target, data_file.name):
+            data_file.unlink(missing_ok=True)
 
 
 def _holds(path: Path, content: str) -> bool:
@@ -193,7 +206,7 @@ def _holds(path: Path, content: str) -> bool:
 
 def _own_data(target: Path) -> list[Path]:
     """Return the data files that a model at ``target`` refers to and that have a name as :func:`write` gives it."""
-    name = re.compile(rf"{re.escape(target.stem)}\.([0-9a-f]{{{_DIGITS[0]}}}|[0-9a-f]{{{_DIGITS[1]}}})\.data")
+    name = re.compile(rf"{re.escape(target.stem)}\.{_HASH}\.data")
     candidates = [path for path in target.parent.iterdir() if name.fullmatch(path.name)]
     with contextlib.suppress(OSError):
         return [path for path in candidates if target.is_file() and _mentions(target, path.name)]
@@ -201,11 +214,15 @@ def _own_data(target: Path) -> list[Path]:
 
 
 def _remove_unused(files: list[Path], target: Path) -> None:
-    """Remove data files that this package wrote, if no model in their folder mentions them; in doubt leave them."""
+    """Remove data files that this package wrote, if no file in their folder mentions them; in doubt leave them.
+
+    A model may have any name, such as that of a copy which somebody put aside.
+    """
+    data = re.compile(rf".*\.{_HASH}\.data")
     for path in files:
-        models = {target, *path.parent.glob("*.onnx"), *path.parent.glob(f"{PREFIX}*")}
         with contextlib.suppress(OSError):
-            if _holds(path, path.name.split(".")[-2]) and not any(_mentions(model, path.name) for model in models):
+            others = [other for other in path.parent.iterdir() if other.is_file() and not data.fullmatch(other.name)]
+            if _holds(path, path.name.split(".")[-2]) and not any(_mentions(o, path.name) for o in {target, *others}):
                 path.unlink()
 
 

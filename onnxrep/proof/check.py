@@ -385,9 +385,9 @@ class _Check:
             if inputs.name in doubtful:
                 reference, moved, new = (self._run_twin(kind, inputs) for kind in ("original", "moved", "new"))
                 for (output, name), f in found.items():
-                    if name == inputs.name and f.rms and f.status == "same":
+                    if name == inputs.name and f.is_measured and f.status == "same":
                         found[output, name] = judge.examined(f, moved[output], new[output], reference[output])
-        told = [(f.sway / f.rms, f.function / f.rms) for f in found.values() if f.examined]
+        told = [(f.sway / f.rms, f.function / f.rms) for f in found.values() if f.examined and f.rms]
         sway, function = (max(column) for column in zip(*told, strict=True)) if told else (0.0, 0.0)
         self._notes.append(
             f"without rounding, the new model is off by up to {function:.1g} of an output; one rounding of every weight"
@@ -399,12 +399,12 @@ class _Check:
         """Turn figures into a verdict."""
         measured = self._figures
         wrong = self._settle(measured)
-        doubtful = {f.inputs for f in wrong if f.rms}
+        doubtful = {f.inputs for f in wrong if f.is_measured}
         if doubtful:
             wrong = self._settle(self._examined(measured, doubtful))
         if wrong:
             f = wrong[0]
-            errors = f" (error {f.error_after:.3g}, the original's {f.error_before:.3g})" if f.rms else ""
+            errors = f" (error {f.error_after:.3g}, the original's {f.error_before:.3g})" if f.is_measured else ""
             where = f"{printable(f.output)} on {f.inputs}"
             return self._say("rejected", f"{where} differs{errors}{': ' if f.detail else ''}{f.detail}")
         undecided = sum(f.status == "undecided" for f in self._figures)

@@ -71,7 +71,7 @@ class OutputFigures:
 
     Attributes:
         output, inputs: which.
-        status: ``same``, ``different``, ``undecided`` (behind a discrete choice) or ``skipped`` (original not finite).
+        status: ``same``, ``different``, ``undecided`` (behind a discrete choice) or ``skipped`` (decides nothing).
         error_before, error_after, max_error_before, max_error_after: rms and largest errors of the two models.
         rms, largest: of the reference.
         max_difference: largest absolute difference between the two models themselves.
@@ -103,6 +103,11 @@ class OutputFigures:
     function: float = 0.0
     max_function: float = 0.0
     detail: str = ""
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether errors of real numbers were measured."""
+        return self.rms > 0 or self.error_after > 0 or self.error_before > 0
 
 
 def compare(output: str, inputs: str, old: Sequence[Any], new: Sequence[Any], reference: Any) -> OutputFigures:
@@ -171,6 +176,8 @@ def _measured(
     reference: NDArray[np.float64],
 ) -> OutputFigures:
     """Measure both models' errors; :func:`settle` judges them."""
+    if not any(np.any(values) for values in (reference, *old, *new)):
+        return OutputFigures(output, inputs, "skipped", detail="zero everywhere")
     level = max(range(len(new)), key=lambda i: _largest(new[i] - reference))
     place = np.unravel_index(int(np.argmax(np.abs(new[level] - reference))), reference.shape)
     values = f"reference {reference[place]:.9g}, original {old[level][place]:.9g}, new {new[level][place]:.9g}"
@@ -196,25 +203,40 @@ def settle(figures: Sequence[OutputFigures], roundoff: float) -> list[OutputFigu
     output's size) where that is larger: on a handful of values the original may be right by luck.
     """
     measured = [f for f in figures if f.rms and f.status == "same"]
-    usual_rms = median((f.error_before / f.rms for f in measured), 0.0)
-    usual_max = median((f.max_error_before / f.largest for f in measured), 0.0)
-    return [_judged(f, usual_rms, usual_max, roundoff) if f in measured else f for f in figures]
+    usual = _Usual(
+        median((f.error_before / f.rms for f in measured), 0.0),
+        median((f.max_error_before / f.largest for f in measured), 0.0),
+        median((f.rms for f in measured), 0.0),
+        median((f.largest for f in measured), 0.0),
+    )
+    return [_judged(f, usual, roundoff) if f.is_measured and f.status == "same" else f for f in figures]
 
 
-def _judged(f: OutputFigures, usual_rms: float, usual_max: float, roundoff: float) -> OutputFigures:
-    """Apply the ratio test to one input set."""
-    old_rms = max(f.error_before, usual_rms * f.rms, f.sway)
-    old_max = max(f.max_error_before, usual_max * f.largest, f.max_sway)
-    rms_limit = RMS_FACTOR * old_rms + RMS_FLOOR * roundoff * f.rms
-    max_limit = MAX_FACTOR * old_max + MAX_FLOOR * roundoff * f.largest
+@dataclass(frozen=True)
+class _Usual:
+    """One output over all input sets: the original's relative errors, and the size of the reference."""
+
+    error: float
+    max_error: float
+    rms: float
+    largest: float
+
+
+def _judged(f: OutputFigures, usual: _Usual, roundoff: float) -> OutputFigures:
+    """Apply the ratio test to one input set; where its reference is zero, the output's usual size counts."""
+    rms, largest = f.rms or usual.rms, f.largest or usual.largest
+    old_rms = max(f.error_before, usual.error * rms, f.sway)
+    old_max = max(f.max_error_before, usual.max_error * largest, f.max_sway)
+    rms_limit = RMS_FACTOR * old_rms + RMS_FLOOR * roundoff * rms
+    max_limit = MAX_FACTOR * old_max + MAX_FLOOR * roundoff * largest
     good = True
     if f.examined:
         good = f.function <= rms_limit and f.max_function <= max_limit
         rms_limit, max_limit = RUN_FACTOR * rms_limit, RUN_FACTOR * max_limit
     good = good and f.error_after <= rms_limit and f.max_error_after <= max_limit
     own = max(f.error_before, f.sway)
-    if good and own > ILL_CONDITIONED * f.rms:
-        detail = f"ill-conditioned: the original itself is off by {own / f.rms:.0%}"
+    if good and own > ILL_CONDITIONED * rms:
+        detail = f"ill-conditioned: the original itself is off by {own / rms:.0%}" if rms else "nothing but rounding"
         return replace(f, status="skipped", detail=detail)
     ratio = f.error_after / old_rms if old_rms else (1.0 if not f.error_after else math.inf)
     limit = rms_limit / old_rms if old_rms else math.inf
@@ -263,7 +285,8 @@ def median(values: Iterable[float], default: float) -> float:
 
 
 def _rms(values: NDArray[np.float64]) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))
+    largest = _largest(values)  # squares of what is very large or small would not be there
+    return largest * float(np.sqrt(np.mean(np.square(values / largest)))) if largest else 0.0
 
 
 def _largest(values: NDArray[np.float64]) -> float:
