@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output is gone
         return 1
+    except MemoryError:
+        _complain("out of memory")
+        return 1
     except Exception as error:
         if options.debug:
             raise

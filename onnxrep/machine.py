@@ -1,8 +1,13 @@
-"""What the machine has."""
+"""What the machine has, and what processes of it left behind."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 _UNKNOWN = 8 << 30
@@ -42,3 +47,21 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def left_by_dead(name: str) -> bool:
+    """Whether a name ``HOST-PID-ANYTHING`` is that of a process of this host that is gone; hosts may have dashes."""
+    parts = name.rsplit("-", 2)
+    return len(parts) == 3 and parts[0] == socket.gethostname() and parts[1].isdigit() and not alive(int(parts[1]))
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """Yield a new folder for temporary files, removed afterwards; those of dead processes are removed first."""
+    prefix = "onnxrep-"
+    for old in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        if left_by_dead(old.name.removeprefix(prefix)):
+            shutil.rmtree(old, ignore_errors=True)
+    start = f"{prefix}{socket.gethostname()}-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=start, ignore_cleanup_errors=True) as folder:
+        yield Path(folder).resolve()

@@ -20,7 +20,7 @@ def culprits(
     """Return the folds without which the rest passes; none if there are no such.
 
     Folds that are blamed already go first. Where there are none, or the rest does not pass either, sets of folds are
-    halved until the culprits are found.
+    halved until the culprits are found; and where there are none, the largest set that passed stays.
 
     Args:
         every: all folds.
@@ -30,13 +30,16 @@ def culprits(
 
     """
     attempts = 0
+    best: list[Place] = []
 
     def attempt(kept: Collection[Place]) -> bool:
-        nonlocal attempts
+        nonlocal attempts, best
         attempts += 1
         if attempts > MOST_ATTEMPTS:
             raise Undecided
-        return passes(kept)
+        good = passes(kept)
+        best = list(kept) if good and len(kept) > len(best) else best
+        return good
 
     def guilty(suspects: list[Place]) -> list[Place]:
         if len(suspects) == 1:
@@ -52,6 +55,10 @@ def culprits(
         if suffices(blamed):
             return list(blamed)
         found = guilty(list(every))
-        return found if suffices(found) else []
+        if suffices(found):
+            return found
+        if best and passes(best):  # no fold is wrong by itself, only all together
+            return [place for place in every if place not in best]
     except Undecided:  # no evidence for or against any fold
-        return []
+        pass
+    return []

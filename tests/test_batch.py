@@ -28,6 +28,7 @@ from onnxrep import files as files_of_models
 from onnxrep.batch import child, display, journal, lock, supervise
 from onnxrep.batch.records import FINAL, Outcome
 from onnxrep.errors import OutputError, UsageError
+from onnxrep.proof import check
 from onnxrep.proof.sessions import Runtime
 from tests.processes import Started, files
 from tests.test_cli import call
@@ -130,9 +131,11 @@ def test_a_second_run_does_only_what_may_end_otherwise(faulted):
     assert files(root / "out") == known
     done = {r["model"] for r in records(root / "out")[before:]}
     unreadable = {m for m, what in expected.items() if what["status"] == "invalid"}
-    assert {m for m in done if statuses(first)[m] in FINAL} <= unreadable
+    large = {r["model"] for r in records(root / "out") if check.NEEDS in r["reason"]}
+    assert {m for m in done if statuses(first)[m] in FINAL} <= unreadable | large
     assert {m for m, s in statuses(first).items() if s not in FINAL} - set(endless) <= done
-    assert all(o.resumed for o in again.outcomes if o.status in ("folded", "unchanged", "unverified", "unsupported"))
+    final = [o for o in again.outcomes if o.status in ("folded", "unchanged", "unverified", "unsupported")]
+    assert all(o.resumed for o in final if o.model not in large)
 
 
 # -- resuming -------------------------------------------------------------------------------------------------------
@@ -285,6 +288,15 @@ def test_data_that_is_replaced_meanwhile(tmp_path, monkeypatch):
     assert record["status"] == "error"
     assert "changed" in record["reason"]
     assert not record["written"]
+
+
+def test_files_that_no_batch_made_are_not_replaced(tmp_path):
+    zoo(tmp_path / "in/sub", 2)
+    mine = tmp_path / "in/模型 0.onnx"
+    mine.write_bytes(b"precious")
+    with pytest.raises(UsageError, match="no batch made it"):
+        run_batch([tmp_path / "in/sub"], tmp_path / "in", OPTIONS)
+    assert mine.read_bytes() == b"precious"
 
 
 def test_a_pattern_that_leads_outside(tmp_path):

@@ -275,6 +275,20 @@ def test_a_search_that_tries_too_much_takes_nothing_back():
     assert len(tried) == rollback.MOST_ATTEMPTS
 
 
+def test_folds_that_only_together_are_too_much():
+    """Each half passes: no fold is a culprit, and the larger set that was seen to pass stays."""
+    every = [("", str(i)) for i in range(5)]
+    asked = []
+
+    def passes(kept):
+        asked.append(kept)
+        return len(kept) < 4
+
+    bad = rollback.culprits(every, [], passes)
+    assert bad == every[:2]
+    assert list(asked[-1]) == every[2:]
+
+
 def test_a_model_whose_only_fold_is_wrong_is_rejected():
     net = Net(0)
     model = net.model(net.relu(net.conv_bn(net.input((1, 3, 8, 8)), 4, 3)))

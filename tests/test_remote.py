@@ -18,7 +18,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from models.net import Net
-from onnxrep import run_batch
+from onnxrep import machine, run_batch
 from onnxrep.batch import discover, journal, remote
 from onnxrep.errors import MissingInput, OutputError, UsageError
 from tests.processes import files
@@ -297,7 +297,7 @@ def test_what_a_dead_worker_left_is_removed(tmp_path, staging):
     host = os.uname().nodename
     for owner in (999999999, os.getppid()):
         (staging / f"onnxrep-{host}-{owner}-x/in").mkdir(parents=True)
-    with remote._stage() as folder:
+    with machine.scratch() as folder:
         assert sorted(p.name for p in staging.iterdir()) == sorted([f"onnxrep-{host}-{os.getppid()}-x", folder.name])
     (staging / f"onnxrep-{host}-{os.getppid()}-x/in").rmdir()
     (staging / f"onnxrep-{host}-{os.getppid()}-x").rmdir()

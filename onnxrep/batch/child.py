@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import signal
 import sys
 import threading
@@ -17,20 +16,17 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-import onnxrep.proof.check  # noqa: F401  the server that forks children has it ready for them
 from onnxrep import files, machine, pipeline
 from onnxrep.batch.records import FINAL
 from onnxrep.errors import OnnxrepError, UsageError
 from onnxrep.escape import one_line
+from onnxrep.proof.check import NEEDS, NO_MEMORY
 from onnxrep.proof.sessions import Runtime
 
 Record = dict[str, Any]
 
 _BESIDES = 64 << 20
 """Bytes that a child may write beyond four times its model."""
-
-_NO_MEMORY = re.compile(r"bad_alloc|bad allocation|allocate memory|MemoryError")
-"""How native code says that it ran into the limit of the address space."""
 
 _LATER = 10
 """Seconds of CPU beyond the time limit: this limit is for a child whose supervisor is gone."""
@@ -156,7 +152,7 @@ def _work(task: Mapping[str, Any], record: Record) -> None:
         *data, model = map(Path, report.written)
         record["written"] = {_below(task["root"], path): _hash(path) for path in data} | {task["model"]: _hash(model)}
     why = report.verification.reason if report.verification else ""
-    status = "oom" if report.status == "unverified" and _NO_MEMORY.search(why) else report.status
+    status = "oom" if report.status == "unverified" and why.startswith(NO_MEMORY) else report.status
     folds = len(report.folds) if status in ("folded", "unverified") else 0
     record |= {"status": status, "reason": why, "folds": folds}
 
@@ -204,7 +200,7 @@ def _hash(path: Path) -> str:
 
 def _stands(previous: Record, key: str, task: Mapping[str, Any]) -> bool:
     """Whether the record of a former run still tells what this one would find."""
-    if previous["key"] != key or previous["status"] not in FINAL:
+    if previous["key"] != key or previous["status"] not in FINAL or NEEDS in previous["reason"]:
         return False
     root, through = Path(task["root"]).resolve(), task["options"]["follow_symlinks"]
     files_ = [(root / name, content) for name, content in previous["written"].items()]

@@ -11,11 +11,8 @@ import hashlib
 import itertools
 import os
 import re
-import shutil
-import socket
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -156,25 +153,13 @@ def staged(task: Record, do: Callable[[Record], Record]) -> Record:
     """
     start = time.monotonic()
     try:
-        with _stage() as folder:
+        with machine.scratch() as folder:
             record = _on_stage(task, do, folder)
     except OnnxrepError as error:
         record = {"status": "error", "reason": str(error)}
     except Exception as error:  # noqa: BLE001  each storage has its own
         record = {"status": "error", "reason": one_line(f"object storage: {type(error).__name__}: {error}")}
     return record | {"seconds": round(time.monotonic() - start, 3)}
-
-
-@contextlib.contextmanager
-def _stage() -> Iterator[Path]:
-    """Yield a new local folder, which is removed afterwards; those of processes that died before are removed first."""
-    start = f"onnxrep-{socket.gethostname()}-"
-    for old in Path(tempfile.gettempdir()).glob(f"{start}*"):
-        owner = old.name.removeprefix(start).partition("-")[0]
-        if owner.isdigit() and not machine.alive(int(owner)):
-            shutil.rmtree(old, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"{start}{os.getpid()}-") as folder:
-        yield Path(folder)
 
 
 def _on_stage(task: Record, do: Callable[[Record], Record], folder: Path) -> Record:

@@ -20,7 +20,7 @@ from onnxrep.batch.journal import Journal, Record
 from onnxrep.batch.lock import locked
 from onnxrep.batch.records import GOOD, BatchOptions, Outcome, Summary
 from onnxrep.errors import OnnxrepError, OutputError, UsageError
-from onnxrep.escape import one_line
+from onnxrep.escape import one_line, printable
 
 _BASE = 512 << 20
 _TIMES = 20
@@ -66,7 +66,7 @@ def run_batch(
     if not jobs:
         raise UsageError("no model was found, or none that --include and --exclude leave")
     with contextlib.ExitStack() as stack:
-        book, previous = _book(root, stack)
+        book, previous = _book(root, jobs, stack)
         run = _Run(root, options, previous, executor)
         stack.callback(run.close)
         run.check(jobs)
@@ -96,12 +96,15 @@ def _root(output: str) -> str:
     return output.rstrip("/") if remote.is_url(output) else str(Path(output).absolute())
 
 
-def _book(root: str | None, stack: contextlib.ExitStack) -> tuple[Journal | remote.Records | None, dict[str, Record]]:
+def _book(
+    root: str | None, jobs: Sequence[Job], stack: contextlib.ExitStack
+) -> tuple[Journal | remote.Records | None, dict[str, Record]]:
     """Open the records of an output folder, which is made and locked; return them and the newest of each model.
 
     In object storage there are no locks. Two runs on one folder do the same work twice; what they write is the same.
 
     Raises:
+        UsageError: a result would take the place of a file that no batch made.
         OutputError: the folder cannot be written, or another run works on it.
 
     """
@@ -116,6 +119,11 @@ def _book(root: str | None, stack: contextlib.ExitStack) -> tuple[Journal | remo
     except OSError as error:
         raise OutputError(f"{root}: cannot be made ({error.strerror})") from None
     stack.enter_context(locked(folder))
+    if not (folder / journal.NAME).exists():
+        places = (folder / job.model for job in jobs)  # what is no plain file is refused model by model
+        taken = next((place for place in places if place.is_file() and not place.is_symlink()), None)
+        if taken is not None:
+            raise UsageError(f"{printable(str(taken))}: is there, and no batch made it; choose another folder")
     previous = journal.newest(folder / journal.NAME)
     return stack.enter_context(Journal(folder / journal.NAME)), previous
 

@@ -107,9 +107,7 @@ def settle_folder(folder: Path) -> None:
 
 def remove_stale(folder: Path) -> None:
     """Remove temporary files that dead runs of this host left in ``folder``."""
-    start = f"{PREFIX}{socket.gethostname()}-"
     for path in folder.glob(f"{PREFIX}*"):
-        owner = path.name.removeprefix(start).partition("-")[0]
-        if path.name.startswith(start) and owner.isdigit() and not machine.alive(int(owner)):
+        if machine.left_by_dead(path.name.removeprefix(PREFIX)):
             with contextlib.suppress(OSError):
                 path.unlink()

@@ -39,6 +39,12 @@ LEVELS: tuple[Level, ...] = ("off", "all")
 
 _SMALL_INPUT = 1 << 22
 
+NEEDS = "GiB can be used"
+"""Ends the reason of a check that a machine with more memory could do."""
+
+NO_MEMORY = "not enough memory"
+"""Begins the reason of a check that another machine, or a larger share of this one, could do."""
+
 _Kind = Literal["original", "moved", "new"]
 """A twin: of the original, of the original with each weight moved by up to one rounding, of the new model."""
 
@@ -174,6 +180,13 @@ class _Check:
 
     def verdict(self) -> Verdict:
         """Run everything and decide."""
+        try:
+            return self._verdict()
+        except MemoryError as error:
+            return self._say("unverified", f"{NO_MEMORY}: {error}" if str(error) else NO_MEMORY)
+
+    def _verdict(self) -> Verdict:
+        """Run everything and decide, as far as there is memory."""
         if any(op in RANDOM and domain in DEFAULT_DOMAINS for domain, op in operators(self._before.model)):
             return self._say("unverified", "the model draws random numbers")
         before, after = self._before, self._after
@@ -203,8 +216,6 @@ class _Check:
             return self._say("unverified", f"no legal input: {error}")
         except NoTwin as error:
             return self._say("unverified", f"no float64 twin: {error}")
-        except MemoryError:
-            return self._say("unverified", "not enough memory for the float64 twin")
 
     def _input_sets(self) -> Iterator[InputSet]:
         """Yield the sets on which both models run, the same ones each time."""
@@ -275,7 +286,7 @@ class _Check:
         self._afforded = True
         if need > have:
             sizes = describe(shapes)
-            raise NoInput(f"the check at {sizes} needs {need / 2**30:.0f} GiB, {have / 2**30:.0f} GiB can be used")
+            raise NoInput(f"the check at {sizes} needs {need / 2**30:.0f} GiB, {have / 2**30:.0f} {NEEDS}")
 
     def _run(self, inputs: InputSet, old: Sequence[Session], new: Sequence[Session]) -> Verdict | None:
         """Compare on one input set; return a verdict if nothing more needs to be run."""

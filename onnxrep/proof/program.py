@@ -199,8 +199,6 @@ class Program:
                 raise CannotEvaluate(f"{node.op_type} reads a value that is not there")
             try:
                 found = self._call(Call(node, attributes, inputs, magnitude, self.opset, empty), sizes)
-            except MemoryError:
-                raise CannotEvaluate(f"{node.op_type} needs too much memory") from None
             except (ValueError, IndexError, ZeroDivisionError, TypeError) as error:
                 raise IllegalSize(f"{node.op_type}: {error}") from None
             if not empty and any(is_float(v) and not v.size for v in found):

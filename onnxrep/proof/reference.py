@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import onnx
 
-from onnxrep import files
+from onnxrep import files, machine
 from onnxrep.errors import OutputError
 from onnxrep.proof.errors import CannotRun, NoTwin
 from onnxrep.proof.sessions import Runtime, Session
@@ -72,16 +70,16 @@ def _session(
     if size <= INLINE_LIMIT:
         twin = Twin(model, folder, forced, shapes, moved=moved)
         return runtime.session(twin.model, "off", reuse_memory=False), twin.islands
-    with tempfile.TemporaryDirectory(prefix="onnxrep-", ignore_cleanup_errors=True) as name:
+    with machine.scratch() as name:
         free = shutil.disk_usage(name).free
         if size > free:
             raise NoTwin(f"its weights take {size / 2**30:.0f} GiB in {name}, where {free / 2**30:.0f} GiB are free")
         try:
-            with Path(name, "weights").open("wb") as file:
+            with (name / "weights").open("wb") as file:
                 twin = Twin(model, folder, forced, shapes, file, moved=moved)
         except OSError as error:
             if isinstance(error, OutputError):
                 raise
             raise NoTwin(f"its weights cannot be kept in {name}: {error.strerror or error}") from None
-        session = runtime.session(twin.model, "off", files.Folder(Path(name).resolve()), reuse_memory=False)
+        session = runtime.session(twin.model, "off", files.Folder(name), reuse_memory=False)
         return session, twin.islands

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 LARGEST_MESSAGE = (1 << 31) - 1
 _LEVELS = {"off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL, "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL}
 _FATAL = 4
+_NO_MEMORY = re.compile("bad_alloc|bad allocation|allocate memory")
 
 ort.set_default_logger_severity(_FATAL)
 
@@ -84,6 +86,7 @@ class Runtime:
 
         Raises:
             CannotRun: ONNX Runtime does not load the model.
+            MemoryError: there is not enough memory for it.
             ProviderUnavailable: the session does not use the provider.
 
         """
@@ -108,7 +111,7 @@ class Runtime:
             data = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
             session = ort.InferenceSession(data, options, providers=[(name, settings)])
         except Exception as error:  # noqa: BLE001  ONNX Runtime raises what it likes
-            raise CannotRun(first_line(error)) from None
+            raise _fault(error) from None
         if name not in session.get_providers():
             raise ProviderUnavailable(
                 f"provider {self.provider!r} was asked for, but ONNX Runtime fell back to "
@@ -132,13 +135,20 @@ class Session:
 
         Raises:
             CannotRun: the model does not accept these inputs.
+            MemoryError: there is not enough memory for it.
 
         """
         names = list(self.outputs if outputs is None else outputs)
         try:
             return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
         except Exception as error:  # noqa: BLE001  ONNX Runtime raises what it likes
-            raise CannotRun(first_line(error)) from None
+            raise _fault(error) from None
+
+
+def _fault(error: Exception) -> Exception:
+    """Return what an exception of ONNX Runtime is called here: want of memory says nothing about the model."""
+    line = first_line(error)
+    return MemoryError(line) if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) else CannotRun(line)
 
 
 def first_line(error: Exception) -> str:
