@@ -142,6 +142,23 @@ def test_equal_names_get_equal_sizes_and_wishes_are_heard():
         optimize(model, options=Options(input_shapes={"x": (1, 3, 9, 9)}))
 
 
+def test_sizes_at_which_an_image_inside_is_empty_are_passed_over():
+    """ONNX Runtime leaves an empty operand out of a Concat, so it runs there what is not defined."""
+    net = Net(0)
+    x = net.input((1, 4, "h", "w"))
+    big = np.iinfo(np.int64).max
+    parts = [
+        net.op("Slice", x, *(net.constant(np.array(v), dtype=np.int64) for v in ([start], [big], [2], [2])), channels=4)
+        for start in (0, 1)
+    ]
+    joined = net.op("Concat", *parts, axis=1, channels=8)
+    net.axes[joined] = 2
+    y = net.relu(net.add(net.conv_bn(joined, 8, 3), net.conv_bn(joined, 8, 1)))
+    result = optimize(net.model(y))
+    assert result.status == "folded"
+    assert result.report.verification.inputs[0] == "normal 1x4x2x2"
+
+
 def test_ranges_of_inputs_are_the_users_and_the_models_own():
     model = chain(2)
     name = "range 2x8x32x32"

@@ -11,7 +11,7 @@ from onnx import helper
 
 from onnxrep.proof.check import LEVELS, Side, roundoff_of
 from onnxrep.proof.errors import CannotRun, NoTwin
-from onnxrep.proof.inputs import CONSTANT_SETS, Wishes, index_limits, input_sets, seed_of
+from onnxrep.proof.inputs import CONSTANT_SETS, Wishes, cropped, index_limits, input_sets, seed_of
 from onnxrep.proof.judge import OutputFigures, compare, settle
 from onnxrep.proof.reference import session_of_twin
 from onnxrep.proof.sessions import Runtime
@@ -56,11 +56,11 @@ def _activations(
     before: Side, names: Set[str], runtime: Runtime, wishes: Wishes
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield input sets, each with what the original makes of it at some values."""
-    made = sorted(names & {o for node in before.model.graph.node for o in node.output})
-    plain = runtime.session(before.serialized, "off", before.folder)
-    watching = runtime.session(before.with_outputs(made), "off", before.folder)
+    made = {o for node in before.model.graph.node for o in node.output} - {v.name for v in before.model.graph.output}
+    inside = cropped(before.model)
+    watching = runtime.session(before.with_outputs(sorted({*(names & made), *inside})), "off", before.folder)
     seed, limits = seed_of(before.serialized), index_limits(before.model)
-    for inputs in input_sets(plain, wishes, seed, limits, lambda shapes: None):
+    for inputs in input_sets(watching, wishes, seed, limits, lambda shapes: None, inside):
         if not inputs.name.startswith(_SKIPPED):
             yield inputs.name, {**inputs.feeds, **watching.run(inputs.feeds)}
 

@@ -23,6 +23,7 @@ from onnxrep.proof.inputs import (
     CONSTANT_SETS,
     InputSet,
     Wishes,
+    cropped,
     declared_ranges,
     describe,
     index_limits,
@@ -171,6 +172,7 @@ class _Check:
         self._islands: set[str] = set()
         self._twins: dict[Any, Session] = {}
         self._judging: Session | None = None
+        self._inside: list[str] = []
         self._notes: list[str] = []
         self._afforded = False
         self._levels: tuple[Level, ...] = LEVELS
@@ -205,7 +207,10 @@ class _Check:
         except CannotRun as error:
             return self._say("rejected", f"ONNX Runtime does not load the new model: {error}")
         try:
-            self._judging = old[0]
+            dynamic = any(not isinstance(dim, int) for _, _, dims in old[0].inputs for dim in dims)
+            self._inside = [name for name in cropped(before.model) if dynamic and name not in self._extra]
+            watched = before.with_outputs([*self._extra, *self._inside])
+            self._judging = self._runtime.session(watched, "off", before.folder) if self._inside else old[0]
             for inputs in self._input_sets():
                 stop = self._run(inputs, old * self._repeats, new * self._repeats)
                 if stop is not None:
@@ -221,7 +226,7 @@ class _Check:
         """Yield the sets on which both models run, the same ones each time."""
         assert self._judging is not None
         limits = index_limits(self._before.model)
-        return input_sets(self._judging, self._wishes, self._seed, limits, self._affordable)
+        return input_sets(self._judging, self._wishes, self._seed, limits, self._affordable, self._inside)
 
     @property
     def _extra(self) -> list[str]:

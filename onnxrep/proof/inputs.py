@@ -88,6 +88,7 @@ def input_sets(
     seed: int,
     limits: Mapping[str, int],
     affordable: Callable[[Shapes], None],
+    inside: Sequence[str] = (),
 ) -> Iterator[InputSet]:
     """Yield the sets on which two models are compared.
 
@@ -100,6 +101,7 @@ def input_sets(
         seed: for the random sets.
         limits: input name -> exclusive upper bound for an integer input.
         affordable: raises NoInput for shapes that would take more memory than there is.
+        inside: outputs of the session that are values inside the model: where one is empty, no dynamic size is legal.
 
     Raises:
         NoInput: an input has a type without values here, or no size tried is legal.
@@ -114,7 +116,7 @@ def input_sets(
         yield from _from_file(session, wishes.data)
         if any(kind not in _DTYPES for _, kind, _ in session.inputs):
             return
-    shapes = legal_shapes(session, wishes, seed, limits, affordable)
+    shapes = legal_shapes(session, wishes, seed, limits, affordable, inside)
     for index, shape in enumerate(shapes):
         rng = np.random.default_rng([seed, index])
         yield InputSet(f"normal {describe(shape)}", _filled(session, shape, "normal", rng, limits))
@@ -158,11 +160,17 @@ def describe(shapes: Shapes) -> str:
 
 
 def legal_shapes(
-    session: Session, wishes: Wishes, seed: int, limits: Mapping[str, int], affordable: Callable[[Shapes], None]
+    session: Session,
+    wishes: Wishes,
+    seed: int,
+    limits: Mapping[str, int],
+    affordable: Callable[[Shapes], None],
+    inside: Sequence[str],
 ) -> list[dict[str, tuple[int, ...]]]:
     """Return the input shapes to compare at: the declared one, or for dynamic inputs a tiny, an odd and a larger one.
 
-    A size is legal if the original model runs with it and makes at least one element of output.
+    A size is legal if the original model runs with it, makes at least one element of output, and no image inside is
+    empty: runtimes then do what they like, such as to leave an empty operand out of a Concat.
 
     Raises:
         NoInput: none of the sizes tried is legal.
@@ -183,7 +191,8 @@ def legal_shapes(
             results = session.run(feeds)
         except CannotRun:
             return False
-        return any(getattr(r, "size", 1) for r in results.values())
+        full = all(np.size(results[name]) for name in inside if np.asarray(results[name]).dtype.kind == "f")
+        return full and any(getattr(r, "size", 1) for name, r in results.items() if name not in inside)
 
     if not dynamic:
         fixed = {n: tuple(int(d) for d in dims) for n, dims in declared.items()}
@@ -299,6 +308,13 @@ def _from_file(session: Session, path: Path) -> Iterator[InputSet]:
                 values = values.astype(dtype)
             feeds[name] = values
         yield InputSet(f"{path.name} #{index}" if stacked else path.name, feeds)
+
+
+def cropped(model: onnx.ModelProto) -> list[str]:
+    """Return the values of a model that may be empty at small sizes: what is cut out of others."""
+    known = {"", *(v.name for v in model.graph.output)}
+    made = (o for node in model.graph.node if node.op_type in ("Slice", "Split") for o in node.output)
+    return [name for name in made if name not in known]
 
 
 def index_limits(model: onnx.ModelProto) -> dict[str, int]:
