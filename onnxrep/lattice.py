@@ -418,7 +418,10 @@ class Map:
         return Map(geometry, total.reshape(shape))
 
     def trimmed(self) -> Map:
-        """Return the map without the outermost taps that are zero for every channel."""
+        """Return the map without the outermost taps that are zero for every channel.
+
+        Where that would leave a pad negative, zero taps come back in its place; if they are more, the map stays.
+        """
         if self.geometry.mode.startswith("SAME"):
             return self
         taps, cut = [], []
@@ -426,8 +429,10 @@ class Map:
             low, high = (present.index(used[0]), present.index(used[-1])) if used else (0, 0)
             taps.append(present[low : high + 1])
             cut.append(slice(low, high + 1))
-        weight = self.weight[(slice(None), slice(None), *cut)]
-        return Map(replace(self.geometry, taps=tuple(taps)), weight)
+        geometry = replace(self.geometry, taps=tuple(taps))
+        if geometry.macs > self.geometry.macs:
+            return self
+        return Map(geometry, self.weight[(slice(None), slice(None), *cut)])
 
     def dense_kernel(self) -> Array:
         """Return the weight spread over :attr:`Geometry.kernel`: ``(rows, columns / group, *kernel shape)``."""

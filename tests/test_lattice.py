@@ -131,6 +131,13 @@ def test_emission_finds_the_common_dilation():
     assert apply(map_, row(1, 2, 3, 4, 5, 6)).ravel().tolist() == [18, 26, 34, 42, 16, 20]
 
 
+def test_zero_taps_that_keep_a_kernel_small_stay():
+    """Without the last one its dilated kernel would reach to the next row that a pad of zero allows."""
+    map_ = line([1.0, 2.0, 0.0], (-3, -1, 1), -1)
+    assert (map_.geometry.kernel.shape, map_.trimmed().geometry.kernel.shape) == ((3,), (3,))
+    assert line([0.0, 2.0, 0.0], (-1, 0, 1), -1).trimmed().geometry.kernel.shape == (1,)
+
+
 def test_transposed_sum():
     merged = up([1, 2, 3, 4], (-1, 0, 1, 2)).plus(up([10, 20], (0, 1)))
     assert merged.dense_kernel().ravel().tolist() == [1, 12, 23, 4]
@@ -224,6 +231,7 @@ def test_emitted_kernel_is_the_defining_equation(window, channels, seed, transpo
         if min(map_.geometry.result(shape), default=1) > 0:
             assert np.array_equal(apply(map_, x), direct(map_, x))
             assert np.array_equal(apply(map_.trimmed(), x), direct(map_, x))
+            assert map_.trimmed().geometry.macs <= map_.geometry.macs
 
 
 @settings(max_examples=300, deadline=None)
