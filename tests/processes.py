@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -27,9 +28,13 @@ class Started:
         self._mark = f"ONNXREP_TEST={out}".encode()
         command = [sys.executable, "-m", "onnxrep", "batch", str(zoo), "-o", str(out), *options]
         environment = os.environ | {"ONNXREP_TEST": str(out)}
-        self.process = subprocess.Popen(
-            command, text=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background, none is
+        try:
+            self.process = subprocess.Popen(
+                command, text=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+        finally:
+            signal.signal(signal.SIGINT, heard)
 
     def __enter__(self) -> Started:
         return self
