@@ -421,6 +421,15 @@ def test_an_output_that_is_always_zero_decides_nothing():
     assert verify(dead, alive).verdict == "rejected"
 
 
+def test_folds_that_are_proven_may_lie_before_an_output_that_is_zero():
+    net = Net(0)
+    x = net.input((1, 4, 8, 8))
+    scaled = net.op("Mul", net.relu(net.add(net.conv_bn(x, 4, 3), net.conv_bn(x, 4, 1))), net.constant(0.0))
+    result = optimize(net.model(scaled))
+    assert result.status == "folded"
+    assert "zero on every input" in result.report.verification.notes[-1]
+
+
 @pytest.mark.parametrize("size", [1e-200, 1e200])
 def test_very_small_and_very_large_numbers_are_measured(size):
     reference = np.full(10, size)

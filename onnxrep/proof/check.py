@@ -172,6 +172,7 @@ class _Check:
         self._islands: set[str] = set()
         self._twins: dict[Any, Session] = {}
         self._judging: Session | None = None
+        self._proven = bool(folded)
         self._inside: list[str] = []
         self._notes: list[str] = []
         self._afforded = False
@@ -433,6 +434,11 @@ class _Check:
         for output in self._outputs:
             mine = [f for f in self._figures if f.output == output]
             if not any(f.status == "same" and not f.inputs.startswith(CONSTANT_SETS) for f in mine):
+                if self._proven and all(f.detail == judge.ZERO for f in mine):
+                    self._notes.append(
+                        f"output {printable(output)} is zero on every input: only the folds' proofs count"
+                    )
+                    continue
                 kinds = sorted({f.detail or f.status for f in mine})
                 return self._say("unverified", f"output {printable(output)} decided nothing: {'; '.join(kinds[:2])}")
         return self._say("verified")

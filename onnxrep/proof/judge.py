@@ -26,6 +26,9 @@ RMS_FACTOR, RMS_FLOOR = 4.0, 4.0
 MAX_FACTOR, MAX_FLOOR = 8.0, 16.0
 """``max(E_new) <= MAX_FACTOR * max(E_old) + MAX_FLOOR * u * max|R|``."""
 
+ZERO = "zero everywhere"
+"""Detail of an input set on which both models and the reference are zero."""
+
 RUN_FACTOR = 4.0
 """What both limits are multiplied with once the function itself is known to be within them."""
 
@@ -177,7 +180,7 @@ def _measured(
 ) -> OutputFigures:
     """Measure both models' errors; :func:`settle` judges them."""
     if not any(np.any(values) for values in (reference, *old, *new)):
-        return OutputFigures(output, inputs, "skipped", detail="zero everywhere")
+        return OutputFigures(output, inputs, "skipped", detail=ZERO)
     level = max(range(len(new)), key=lambda i: _largest(new[i] - reference))
     place = np.unravel_index(int(np.argmax(np.abs(new[level] - reference))), reference.shape)
     values = f"reference {reference[place]:.9g}, original {old[level][place]:.9g}, new {new[level][place]:.9g}"
