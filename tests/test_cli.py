@@ -250,7 +250,7 @@ def test_the_installed_command():
     found = subprocess.run([*module, "--help"], capture_output=True, text=True, check=True)
     for command in ("optimize", "inspect", "verify"):
         assert command in found.stdout
-    loaded = "import sys, onnxrep.cli; onnxrep.cli._parser(); print('numpy' in sys.modules, 'onnx' in sys.modules)"
+    loaded = "import sys, onnxrep.cli; onnxrep.cli.parser(); print('numpy' in sys.modules, 'onnx' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False False", "help must not wait for heavy imports"
 

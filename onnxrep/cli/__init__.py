@@ -1,0 +1,63 @@
+"""The command line: arguments and exit codes, nothing else. One module per command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from onnxrep import __version__
+from onnxrep.cli import batch, inspect, optimize, verify
+from onnxrep.cli.shared import Parser
+from onnxrep.errors import OnnxrepError
+from onnxrep.escape import one_line
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0 done, 1 a model failed, 2 usage, 130 interrupted."""
+    options = parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except OnnxrepError as error:
+        if options.debug:
+            raise
+        _complain(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output is gone
+        return 1
+    except MemoryError:
+        _complain("out of memory")
+        return 1
+    except Exception as error:
+        if options.debug:
+            raise
+        _complain(f"internal error, please report it: {type(error).__name__}: {error} (--debug shows where)")
+        return 1
+    return code
+
+
+def _complain(text: str) -> None:
+    """Print one line to stderr."""
+    print(f"onnxrep: {one_line(text)}", file=sys.stderr)  # noqa: T201
+
+
+def parser() -> Parser:
+    """Return the parser of the command line."""
+    found = Parser(
+        prog="onnxrep",
+        description="Fold the parallel branches of exported ONNX models into single convolutions, and prove that the "
+        "function is the same.",
+        epilog="exit codes: 0 done (also when nothing folds), 1 a model failed, was rejected or could not be verified, "
+        "2 wrong usage, 130 interrupted",
+    )
+    found.add_argument("--version", action="version", version=f"onnxrep {__version__}")
+    commands = found.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    for command in (optimize, batch, inspect, verify):
+        command.add(commands)
+    return found

@@ -1,0 +1,47 @@
+"""``onnxrep optimize``: fold one model, verify it, write it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from onnxrep.cli.shared import Parser, check_apart, checking, common, console, folding, options_of, reading, writing
+from onnxrep.errors import UsageError
+
+
+def add(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Add ``optimize``."""
+    text = "fold one model, verify it, write it"
+    parser = commands.add_parser("optimize", help=text, description=text)
+    parser.add_argument("model", type=Path, metavar="MODEL", help="the .onnx file to read")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="OUT", help="the file to write (default: MODEL.rep.onnx beside it)"
+    )
+    parser.add_argument("--no-verify", action="store_true", help="do not compare the models end to end")
+    writing(parser)
+    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write everything about the run as JSON")
+    reading(parser)
+    folding(parser)
+    checking(parser)
+    common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run ``optimize``."""
+    from onnxrep import files, pipeline
+    from onnxrep.report import text
+
+    if not arguments.model.name:
+        raise UsageError(f"{arguments.model}: is a folder; name one .onnx file")
+    output = arguments.output or arguments.model.with_suffix(".rep.onnx")
+    if arguments.report:
+        files.check_target(arguments.report, arguments.follow_symlinks)
+        check_apart(arguments.report, arguments.model, output)
+    options = options_of(arguments)
+    result = pipeline.optimize(arguments.model, output, options, keep_unchanged=bool(arguments.output))
+    if arguments.report:
+        files.write_bytes(arguments.report, result.report.to_json().encode())
+    text.show(result.report, console(), arguments.verbose)
+    good = result.ok or (result.status == "unverified" and options.allow_unverified)
+    return 0 if good else 1
