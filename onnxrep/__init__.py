@@ -8,9 +8,21 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from onnxrep.batch import BatchOptions, run_batch
-    from onnxrep.pipeline import Options, Result, inspect, optimize, verify
+    from onnxrep.pipeline import Options, Result, bench, inspect, optimize, verify
+    from onnxrep.report.records import Comparison
 
-__all__ = ["BatchOptions", "Options", "Result", "__version__", "inspect", "optimize", "run_batch", "verify"]
+__all__ = [
+    "BatchOptions",
+    "Comparison",
+    "Options",
+    "Result",
+    "__version__",
+    "bench",
+    "inspect",
+    "optimize",
+    "run_batch",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +31,10 @@ def __getattr__(name: str) -> Any:
         from onnxrep import batch
 
         return getattr(batch, name)
+    if name == "Comparison":
+        from onnxrep.report.records import Comparison
+
+        return Comparison
     if name in __all__:
         from onnxrep import pipeline
 

@@ -46,7 +46,8 @@ class Options:
         hf_cache: read models in a Hugging Face cache, whose files are links: follow those that stay inside the
             repository's own cache folder.
         custom_ops_lib: libraries of custom ops for ONNX Runtime. They are code that runs, so name only trusted ones.
-        threads: for ONNX Runtime; 0 leaves it to choose.
+        threads: for ONNX Runtime; 0 leaves it to choose, and means one thread where times are taken.
+        bench: time original and result side by side, and put it in the report.
 
     """
 
@@ -62,6 +63,7 @@ class Options:
     hf_cache: bool = False
     custom_ops_lib: Sequence[Path] = ()
     threads: int = 0
+    bench: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def optimize(
     target = Path(output) if output is not None else None
     if target is not None:
         files.check_target(target, options.follow_symlinks)
-    if options.verify:
+    if options.verify or options.bench:
         _runtime(options).check()
     with clock.stage("read"):
         source = load(model, options.hf_cache)
@@ -137,6 +139,10 @@ def optimize(
                 folds, refusals, verification = _rolled_back(source, options, folds, refusals, verification)
         status = {"verified": "folded"}.get(verification.verdict, verification.verdict)
     good = status in ("folded", "unchanged") or (status == "unverified" and options.allow_unverified)
+    latency = None
+    if options.bench and folds and good:
+        with clock.stage("bench"):
+            latency = _timed(source, options)
     written: list[Path] = []
     if target is not None and good and (folds or keep_unchanged):
         with clock.stage("write"):
@@ -166,6 +172,7 @@ def optimize(
         versions(),
         _given(options),
         external,
+        latency,
     )
     return Result(source.model if good else source.fresh(), report)
 
@@ -218,6 +225,56 @@ def verify(before: ModelLike, after: ModelLike, options: Options | None = None) 
 
     old, new = load(before, options.hf_cache), load(after, options.hf_cache)
     return _check(Side(old.model, old.data, old.folder), Side(new.model, new.data, new.folder), options)
+
+
+def bench(
+    before: ModelLike,
+    after: ModelLike,
+    options: Options | None = None,
+    *,
+    rounds: int = 200,
+    seconds: float = 10.0,
+    progress: Callable[[float], None] | None = None,
+) -> records.Comparison:
+    """Time two models with the same inputs side by side, in interleaved rounds, as ONNX Runtime runs them.
+
+    Args:
+        before: a model, as for :func:`optimize`.
+        after: another.
+        options: provider, threads (0: ONNX Runtime's own choice; without options: one), inputs.
+        rounds: at most so many; at least seven are made.
+        seconds: for the rounds together.
+        progress: is told the share that is done, from 0 to 1.
+
+    Raises:
+        UsageError: the models take different inputs, or the shapes or data given do not fit.
+        ProviderUnavailable: the provider is not there, or not really used.
+        InvalidModel, UnsupportedModel: one is no model, or ONNX Runtime does not run it.
+
+    """
+    options = options or Options(threads=1)
+    runtime = _runtime(options)
+    runtime.check()
+    from onnxrep.proof.check import Side
+    from onnxrep.timing.compare import compare
+    from onnxrep.timing.rounds import Budget
+
+    old, new = load(before, options.hf_cache), load(after, options.hf_cache)
+    sides = (Side(old.model, old.data, old.folder), Side(new.model, new.data, new.folder))
+    names = (str(old.path or ""), str(new.path or ""))
+    budget = Budget(rounds, seconds)
+    found = compare(*sides, runtime, _wishes(options), budget, names=names, progress=progress)
+    return replace(found, versions=versions())
+
+
+def _timed(source: files.ModelFile, options: Options) -> records.Comparison:
+    """Return the times of the bytes that were read and of the folded message."""
+    from onnxrep.timing.compare import compare
+    from onnxrep.timing.rounds import Budget
+
+    runtime = replace(_runtime(options), threads=options.threads or 1)
+    found = compare(*_sides(source, source.fresh()), runtime, _wishes(options), Budget())
+    return replace(found, versions=versions())
 
 
 def load(model: ModelLike, hf_cache: bool = False) -> files.ModelFile:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from onnxrep import __version__
-from onnxrep.cli import batch, inspect, optimize, verify
+from onnxrep.cli import batch, bench, inspect, optimize, verify
 from onnxrep.cli.shared import Parser
 from onnxrep.errors import OnnxrepError
 from onnxrep.escape import one_line
@@ -58,6 +58,6 @@ def parser() -> Parser:
     )
     found.add_argument("--version", action="version", version=f"onnxrep {__version__}")
     commands = found.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    for command in (optimize, batch, inspect, verify):
+    for command in (optimize, batch, inspect, verify, bench):
         command.add(commands)
     return found

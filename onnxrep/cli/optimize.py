@@ -18,6 +18,11 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
         "-o", "--output", type=Path, metavar="OUT", help="the file to write (default: MODEL.rep.onnx beside it)"
     )
     parser.add_argument("--no-verify", action="store_true", help="do not compare the models end to end")
+    parser.add_argument(
+        "--bench",
+        action="store_true",
+        help="time the result beside the original (one thread unless --threads is given)",
+    )
     writing(parser)
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write everything about the run as JSON")
     reading(parser)

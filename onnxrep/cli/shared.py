@@ -144,6 +144,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
         hf_cache=arguments.hf_cache,
         custom_ops_lib=tuple(arguments.custom_ops_lib),
         threads=arguments.threads,
+        bench=getattr(arguments, "bench", False),
     )
 
 

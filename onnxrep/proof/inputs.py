@@ -23,6 +23,12 @@ Ranges = Mapping[str, tuple[float, float]]
 SIZES = (1, 2, 3, 4, 5, 7, 8, 12, 16, 24, 28, 32, 48, 56, 64, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640)
 """Sizes tried for a dynamic dimension, smallest first."""
 
+USUAL_SIZES = (224, 256, 320, 384, 512, 640, 192, 128, 112, 96, 64, 32)
+"""Sizes tried for a dynamic dimension of an image where one usual size is wanted, best first."""
+
+USUAL_LENGTHS = (128, 64, 256, 32, 16, 77)
+"""The same for what is no image."""
+
 ODD_SIZES = ((33, 47), (45, 65), (97, 67), (7, 9), (63, 95), (129, 161), (225, 257))
 """Pairs of sizes tried for an image that is neither square nor even."""
 
@@ -209,6 +215,47 @@ def legal_shapes(
     if not found:
         raise NoInput("the model runs at none of the sizes tried; give one with --input-shape NAME:1,3,224,224")
     return found
+
+
+def usual_feeds(session: Session, wishes: Wishes, seed: int, limits: Mapping[str, int]) -> tuple[Feeds, bool]:
+    """Return one set of inputs as it may be in use, and whether a size had to be chosen for it.
+
+    The first set of the user's data if there is one; else random data of the declared or wished sizes, a dynamic batch
+    of one, and of the usual sizes for other dynamic dimensions the first at which the model runs.
+
+    Args:
+        session: of the model.
+        wishes: the user's.
+        seed: for the random data.
+        limits: input name -> exclusive upper bound for an integer input.
+
+    Raises:
+        NoInput: an input has a type without values here, or no size tried is legal.
+        UsageError: the user's shapes or data do not fit.
+        CannotRun: the model does not run on the one set there is.
+
+    """
+    if wishes.data is not None:
+        return next(_from_file(session, wishes.data)).feeds, False
+    for name, kind, _ in session.inputs:
+        if kind not in _DTYPES:
+            raise NoInput(f"input {name} has type {kind}; give it with --input-data")
+    _check_known(session, "--input-shape", wishes.shapes)
+    _check_known(session, "--input-range", wishes.ranges)
+    declared = {name: _declared(name, dims, wishes) for name, _, dims in session.inputs}
+    rng = np.random.default_rng(seed)
+    if not any(isinstance(d, str) for dims in declared.values() for d in dims):
+        shapes = _filled_in(declared, 1, (1,))
+        return _filled(session, shapes, "normal", rng, limits, wishes.ranges), False
+    images = any(len(dims) >= 4 for dims in declared.values())
+    for size in dict.fromkeys((*(USUAL_SIZES if images else USUAL_LENGTHS), *SIZES)):
+        feeds = _filled(session, _filled_in(declared, 1, (size,)), "normal", rng, limits, wishes.ranges)
+        try:
+            if any(np.size(r) for r in session.run(feeds).values()):
+                return feeds, True
+        except CannotRun:
+            continue
+    raise NoInput("the model runs at none of the sizes tried; give one with --input-shape NAME:1,3,224,224")
 
 
 def _declared(name: str, dims: Sequence[Any], wishes: Wishes) -> tuple[int | str, ...]:

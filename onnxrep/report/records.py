@@ -132,6 +132,71 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """How long one model takes for one inference.
+
+    Attributes:
+        model: its file, or empty.
+        median, low, high: seconds: the median of all rounds, and the quartiles around it.
+        ops: op type -> seconds per inference, as ONNX Runtime's profiler counts them; op types are those that ONNX
+            Runtime made of the model's, such as FusedConv. On CUDA it counts the launches only.
+        kernels: op type -> nodes that ran.
+
+    """
+
+    model: str
+    median: float
+    low: float
+    high: float
+    ops: Mapping[str, float]
+    kernels: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Which of two models is faster.
+
+    Attributes:
+        verdict: ``faster`` or ``slower`` (the second model than the first), or ``same``: no difference beyond noise.
+        ratio: how many times as fast the second model is: the median of the rounds' own ratios of times.
+        interval: of the ratio, at ``confidence``, by order statistics: it assumes nothing of how times are distributed.
+        confidence: the chance that such an interval holds the true median.
+        before, after: the times of each.
+        rounds: pairs that were timed, in random order within each.
+        repeats: inferences of each model per round.
+        openings: how many times both models were loaded anew.
+        inputs: input name -> shape.
+        chosen: whether a size of the inputs had to be chosen, because it is dynamic and nobody named it.
+        provider, threads: where the models ran; 0 threads: ONNX Runtime's own choice.
+        processor: its name.
+        notes: what a reader should know besides.
+        versions: of onnxrep and what it rests on.
+
+    """
+
+    verdict: str
+    ratio: float
+    interval: tuple[float, float]
+    confidence: float
+    before: Timing
+    after: Timing
+    rounds: int
+    repeats: int
+    openings: int
+    inputs: Mapping[str, tuple[int, ...]]
+    chosen: bool
+    provider: str
+    threads: int
+    processor: str
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, with the schema version first."""
+        return {"schema": SCHEMA, **_plain(dataclasses.asdict(self))}
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything about one run on one model.
 
@@ -149,6 +214,7 @@ class Report:
         options: those that the caller gave.
         external_sha256: hash of each file of external data that was read, by the name that the model gives it; empty
             where the model was inspected only.
+        latency: original and result timed side by side, if that was asked for.
 
     """
 
@@ -168,6 +234,7 @@ class Report:
     versions: Mapping[str, str]
     options: Mapping[str, Any] = field(default_factory=dict)
     external_sha256: Mapping[str, str] = field(default_factory=dict)
+    latency: Comparison | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, with the schema version first."""

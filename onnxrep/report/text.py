@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onnxrep.escape import printable
+from onnxrep.report import latency
 from onnxrep.report.records import Emitted, Report, Verification
 
 _COUNTED = ("Conv", "ConvTranspose", "BatchNormalization", "Add", "Mul")
@@ -30,6 +31,8 @@ def show(report: Report, console: Console, verbose: bool = False) -> None:
         show_verification(report.verification, console, verbose)
     elif report.status == "folded":
         console.print("not verified end to end (--no-verify)", style="yellow")
+    if report.latency is not None:
+        latency.show(report.latency, console, verbose)
     _outcome(report, console)
 
 

@@ -1,0 +1,1 @@
+"""How long models take: interleaved rounds, honest intervals, time per op type."""
