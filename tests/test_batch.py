@@ -539,7 +539,8 @@ def test_unverified_models_can_be_allowed(capsys, tmp_path):
 
 
 def test_what_one_model_can_be_told_all_of_them_can():
-    assert {f.name for f in fields(Options)} <= {f.name for f in fields(BatchOptions)}
+    timed = {"bench", "tune", "tune_cache"}  # times taken beside other models say nothing
+    assert {f.name for f in fields(Options)} - timed <= {f.name for f in fields(BatchOptions)}
 
 
 def test_options_reach_the_model(tmp_path):
