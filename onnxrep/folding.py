@@ -19,6 +19,7 @@ from onnxrep.graph import Edit, Model, Scope, commit
 from onnxrep.lift import FIRST, LIFTED, Facts
 from onnxrep.plan import Planner, Region, shared_goes
 from onnxrep.proof.certificate import Certificate, Claim, certify
+from onnxrep.ranges import Ranges
 from onnxrep.report import records
 from onnxrep.shapes import FOLLOWED, Shapes, infer
 
@@ -92,6 +93,7 @@ class _Proposal:
             (region.before.macs, region.after.macs),
             count,
             records.Certificate(certificate.sizes, certificate.probes, certificate.error, certificate.bound),
+            tuple(_ranges(found) for s in region.summands if (found := s.ranges) is not None),
         )
 
 
@@ -266,6 +268,11 @@ def known_facts(model: Model) -> list[Facts]:
             dims |= news
         known[id(scope)] = Facts(scope, constants, shapes)
     return list(known.values())
+
+
+def _ranges(found: Ranges) -> records.Ranges:
+    """Return the record of a kernel's range."""
+    return records.Ranges(**vars(found), spread=found.spread, at_risk=found.at_risk)
 
 
 def _emitted(node: gs.Node, edit: Edit) -> records.Emitted:

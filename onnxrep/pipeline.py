@@ -18,6 +18,7 @@ from onnxrep.escape import printable
 from onnxrep.folding import Clock, Place, fold
 from onnxrep.report import records
 from onnxrep.report.records import Report
+from onnxrep.totals import totals
 
 if TYPE_CHECKING:
     from onnxrep.proof.check import Side, Verdict
@@ -128,6 +129,7 @@ def optimize(
         external = source.external_digests
     before = Counter(_ops(source.model))
     bytes_before = _weight_bytes(source.model)
+    totals_before = _totals(source, options.input_shapes, clock)
     folds, refusals = _fold_all(source, options.inline_functions, clock)
     verification = None
     status = "folded" if folds else "unchanged"
@@ -173,17 +175,26 @@ def optimize(
         _given(options),
         external,
         latency,
+        totals_before,
+        _totals(source, options.input_shapes, clock),
     )
     return Result(source.model if good else source.fresh(), report)
 
 
-def inspect(model: ModelLike, *, inline_functions: bool = False, hf_cache: bool = False) -> Report:
+def inspect(
+    model: ModelLike,
+    *,
+    inline_functions: bool = False,
+    hf_cache: bool = False,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Report:
     """Say what would fold in a model and what would not, and why; nothing is verified or written.
 
     Args:
         model: as for :func:`optimize`.
         inline_functions: see :class:`Options`.
         hf_cache: see :class:`Options`.
+        input_shapes: see :class:`Options`; here they say at which size arithmetic is counted.
 
     Raises:
         UsageError, InvalidModel, UnsupportedModel: see :func:`optimize`.
@@ -193,6 +204,8 @@ def inspect(model: ModelLike, *, inline_functions: bool = False, hf_cache: bool 
     with clock.stage("read"):
         source = load(model, hf_cache)
     before, bytes_before = Counter(_ops(source.model)), _weight_bytes(source.model)
+    shapes = input_shapes or {}
+    totals_before = _totals(source, shapes, clock)
     folds, refusals = _fold_all(source, inline_functions, clock)
     return Report(
         "folded" if folds else "unchanged",
@@ -209,6 +222,8 @@ def inspect(model: ModelLike, *, inline_functions: bool = False, hf_cache: bool 
         None,
         clock.seconds,
         versions(),
+        totals_before=totals_before,
+        totals_after=_totals(source, shapes, clock),
     )
 
 
@@ -459,6 +474,29 @@ def _ops(model: onnx.ModelProto) -> Iterator[str]:
             stack.extend(attribute.g.node)
             for graph in attribute.graphs:
                 stack.extend(graph.node)
+
+
+def _totals(source: files.ModelFile, shapes: Mapping[str, tuple[int, ...]], clock: Clock) -> records.Totals:
+    """Return the size of a model at some input shapes."""
+    model = source.model
+    for name, shape in shapes.items():
+        value = next((v for v in model.graph.input if v.name == name), None)
+        if value is None:
+            raise UsageError(f"--input-shape {name}: no such input; the inputs are {_input_names(model)}")
+        declared = value.type.tensor_type.shape.dim
+        fits = all(d.dim_value in (0, size) for d, size in zip(declared, shape, strict=False))
+        if value.type.tensor_type.HasField("shape") and (len(declared) != len(shape) or not fits):
+            sizes = ",".join(str(d.dim_value) if d.dim_value else (d.dim_param or "?") for d in declared)
+            given = ",".join(map(str, shape))
+            raise UsageError(f"--input-shape {name}:{given}: the model declares {printable(sizes)}")
+    with clock.stage("count"):
+        return totals(model, source.folder, shapes)
+
+
+def _input_names(model: onnx.ModelProto) -> str:
+    """Return the names of the inputs that a caller must feed."""
+    weights = {t.name for t in model.graph.initializer}
+    return ", ".join(printable(v.name) for v in model.graph.input if v.name not in weights) or "none"
 
 
 def _weight_bytes(model: onnx.ModelProto) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from onnx import TensorProto
 
+from onnxrep import ranges
 from onnxrep.lattice import Array, Form, Inexact, Map, NotAligned, Vanishes, border_fault, reads_outside
 from onnxrep.lift import Decline
 from onnxrep.plan.expansion import Expander, Expansion
@@ -103,6 +104,12 @@ def _merged(links: list[tuple[_Pool, Map | None]]) -> list[tuple[_Pool, Map | No
     return list(found.values())
 
 
+def _part(leaf: _Leaf, quantized: bool) -> ranges.Part | None:
+    """Return the range of one map."""
+    assert leaf.map is not None
+    return ranges.part(leaf.map.weight, leaf.map.geometry.blocks.rows[0], quantized=quantized)
+
+
 class Evaluator:
     """Evaluates solutions of one scope."""
 
@@ -165,7 +172,8 @@ class Evaluator:
         for map_ in rest:
             first = first.plus(map_, same_grid=True)
         anchors = frozenset[str]().union(*(s.anchors for s in found))
-        return replace(found[0], origin=origin, map=first, anchors=anchors, members=sum((s.members for s in found), ()))
+        members, parts = sum((s.members for s in found), ()), sum((s.parts for s in found), ())
+        return replace(found[0], origin=origin, map=first, anchors=anchors, members=members, parts=parts)
 
     def _summand(self, origin: Origin, members: tuple[int, ...], every: Leaves, solution: Solution) -> Summand:
         """Return the sum of some leaves of one origin."""
@@ -192,7 +200,9 @@ class Evaluator:
         shift = leaves[members[0]].shift
         if shift:
             origin = replace(origin, steps=(Step(shift=shift),), after=min(readers))
-        return Summand(origin, total.trimmed(), anchors, unit if unit in (1.0, -1.0) else None, readers)
+        unit = unit if unit in (1.0, -1.0) else None
+        parts = tuple(_part(leaves[m], bool(entries[m].anchors)) for m in members)
+        return Summand(origin, total.trimmed(), anchors, unit, readers, tuple(filter(None, parts)))
 
     # -- top-down ---------------------------------------------------------------------------------------------------
 

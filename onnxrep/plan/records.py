@@ -8,6 +8,7 @@ from onnxrep.grouping import Span
 from onnxrep.lattice import Array, Map
 from onnxrep.lift import Layout
 from onnxrep.price import Price
+from onnxrep.ranges import Part, Ranges, ranges
 
 Attributes = tuple[tuple[str, int | str | tuple[int, ...]], ...]
 """Attributes of a node, by name."""
@@ -106,6 +107,7 @@ class Summand:
         anchors: op types of the convolutions or products in it, empty if there is none.
         unit: 1 or -1 if this is the source itself or its negative.
         members: positions of the ops that read the source.
+        parts: the ranges of the maps in it.
     """
 
     origin: Origin
@@ -113,6 +115,13 @@ class Summand:
     anchors: frozenset[str]
     unit: float | None
     members: tuple[int, ...]
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def ranges(self) -> Ranges | None:
+        """The range of the kernel that it becomes; None if it becomes none."""
+        first = self.map.geometry.blocks.rows[0]
+        return ranges(self.map.weight, first, self.parts) if self.anchors else None
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,48 @@ class Certificate:
 
 
 @dataclass(frozen=True)
+class Ranges:
+    """The range of a new kernel, and what int8 weights would keep of it; see :class:`onnxrep.ranges.Ranges`.
+
+    Attributes:
+        spread: how many times the range of the tensor exceeds that of its median channel.
+        at_risk: whether one scale for the tensor is too coarse for the median channel.
+
+    """
+
+    largest: float
+    smallest: float
+    median: float
+    spread: float
+    branches: tuple[tuple[float, float], ...]
+    sqnr: float
+    sqnr_apart: float
+    sqnr_per_channel: float
+    at_risk: bool
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The size of a whole model.
+
+    Attributes:
+        parameters: elements of the float tensors that its nodes read, each tensor once.
+        macs: multiply-accumulates of one run at ``shapes``, of Conv, ConvTranspose, MatMul and Gemm; None if the sizes
+            of some of them are not known.
+        unknown: how many of them those are; what stands in bodies and local functions counts as unknown.
+        shapes: input -> shape at which ``macs`` is meant.
+        assumed: whether a dynamic batch size was taken as 1.
+
+    """
+
+    parameters: int
+    macs: int | None
+    unknown: int
+    shapes: Mapping[str, tuple[int, ...]]
+    assumed: bool
+
+
+@dataclass(frozen=True)
 class Fold:
     """One region that was replaced.
 
@@ -59,6 +101,7 @@ class Fold:
             together, before is the share.
         round: 1 for what folds at once, 2 and on for what folded thanks to a former round.
         certificate: how it was proven.
+        ranges: of each kernel that came out.
 
     """
 
@@ -71,6 +114,7 @@ class Fold:
     macs: tuple[float, float]
     round: int
     certificate: Certificate
+    ranges: tuple[Ranges, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -207,6 +251,7 @@ class Report:
         written: all files written, data files included.
         counts_before, counts_after: op type -> number of nodes, subgraphs included.
         bytes_before, bytes_after: size of the weights.
+        totals_before, totals_after: parameters and arithmetic of the whole model.
         folds, refusals: what was done, and what was left alone and why.
         verification: None if it was not run.
         seconds: per stage.
@@ -235,6 +280,8 @@ class Report:
     options: Mapping[str, Any] = field(default_factory=dict)
     external_sha256: Mapping[str, str] = field(default_factory=dict)
     latency: Comparison | None = None
+    totals_before: Totals | None = None
+    totals_after: Totals | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, with the schema version first."""

@@ -41,7 +41,7 @@ _VECTORS = frozenset(("Shape", "Gather", "Cast", "Identity", "Concat", "Slice", 
 
 FOLLOWED = SAME | BROADCAST | WINDOWS | _RESHAPES | {"Concat", "Gather", "Pad", "Shape", "Slice"}
 FOLLOWED |= {"SpaceToDepth", "DepthToSpace", "ScatterND", "Split", "Transpose", "ConvTranspose", "MatMul", "Gemm"}
-FOLLOWED |= {"GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceSum"}
+FOLLOWED |= {"GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceSum", "Resize"}
 
 
 class Shapes:
@@ -162,6 +162,8 @@ class Shapes:
         """Return the shape of a product, or of what an op makes that moves positions about or joins images."""
         if node.op in ("MatMul", "Gemm"):
             return _product_shape(node, first, shapes[1] if len(shapes) > 1 else None)
+        if node.op == "Resize":
+            return self._resized(node, first)
         if node.op in ("GlobalAveragePool", "GlobalMaxPool"):
             return (*first[:2], *(1,) * len(first[2:]))
         if node.op == "SpaceToDepth":
@@ -233,6 +235,19 @@ class Shapes:
             else:
                 result[axis] = Size((node.outputs[0].name, axis))
         return tuple(result)
+
+    def _resized(self, node: Any, first: Shape) -> Shape | None:
+        """Return the sizes to which a Resize is told to go, or to which whole factors take it."""
+        plain = not node.attrs.get("axes") and node.attrs.get("keep_aspect_ratio_policy", "stretch") == "stretch"
+        names = [v.name for v in node.inputs]
+        wanted: Shape | None = None
+        if plain and len(names) == 4:
+            wanted = self.vector(names[3])
+        elif plain and len(names) == 3 and self._constants.has(names[2]):
+            factors = constant.floats().reshape(-1) if (constant := self._constants.get(names[2])) else ()
+            sizes = [int(f) * d for d, f in zip(first, factors, strict=False) if isinstance(d, int) and f % 1 == 0]
+            wanted = tuple(sizes)
+        return wanted if wanted is not None and len(wanted) == len(first) else None
 
     def _reduced(self, node: Any, first: Shape) -> Shape | None:
         """Return the shape behind a reduction over known axes."""
