@@ -23,6 +23,7 @@ from onnxrep.totals import totals
 if TYPE_CHECKING:
     from onnxrep.proof.check import Side, Verdict
     from onnxrep.proof.inputs import Wishes
+    from onnxrep.tuning.whole import Tuned
 
 Folded: TypeAlias = "tuple[list[records.Fold], list[records.Refusal]]"
 ModelLike: TypeAlias = "str | Path | bytes | onnx.ModelProto | gs.Graph | files.ModelFile"
@@ -49,6 +50,8 @@ class Options:
         custom_ops_lib: libraries of custom ops for ONNX Runtime. They are code that runs, so name only trusted ones.
         threads: for ONNX Runtime; 0 leaves it to choose, and means one thread where times are taken.
         bench: time original and result side by side, and put it in the report.
+        tune: time regions where the price may be wrong, as they were and folded, and take what is faster.
+        tune_cache: folder for the times of regions; None: where the platform keeps caches.
 
     """
 
@@ -65,6 +68,8 @@ class Options:
     custom_ops_lib: Sequence[Path] = ()
     threads: int = 0
     bench: bool = False
+    tune: bool = False
+    tune_cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ def optimize(
     target = Path(output) if output is not None else None
     if target is not None:
         files.check_target(target, options.follow_symlinks)
-    if options.verify or options.bench:
+    if options.verify or options.bench or options.tune:
         _runtime(options).check()
     with clock.stage("read"):
         source = load(model, options.hf_cache)
@@ -131,6 +136,12 @@ def optimize(
     bytes_before = _weight_bytes(source.model)
     totals_before = _totals(source, options.input_shapes, clock)
     folds, refusals = _fold_all(source, options.inline_functions, clock)
+    tuned = None
+    if folds and options.tune:
+        with clock.stage("tune"):
+            tuned = _tuned(source, options)
+            folds, refusals = tuned.folds, tuned.refusals
+    latency = tuned.latency if tuned else None
     verification = None
     status = "folded" if folds else "unchanged"
     if folds and options.verify:
@@ -138,11 +149,12 @@ def optimize(
             verification = _verify(source, options, folds)
         if verification.verdict == "rejected" and len(folds) > 1:
             with clock.stage("roll back"):
-                folds, refusals, verification = _rolled_back(source, options, folds, refusals, verification)
+                skipped = tuned.skipped if tuned else ()
+                folds, refusals, verification = _rolled_back(source, options, folds, refusals, verification, skipped)
+                latency = None
         status = {"verified": "folded"}.get(verification.verdict, verification.verdict)
     good = status in ("folded", "unchanged") or (status == "unverified" and options.allow_unverified)
-    latency = None
-    if options.bench and folds and good:
+    if options.bench and folds and good and latency is None:
         with clock.stage("bench"):
             latency = _timed(source, options)
     written: list[Path] = []
@@ -177,6 +189,7 @@ def optimize(
         latency,
         totals_before,
         _totals(source, options.input_shapes, clock),
+        tuned.record if tuned else None,
     )
     return Result(source.model if good else source.fresh(), report)
 
@@ -282,14 +295,36 @@ def bench(
     return replace(found, versions=versions())
 
 
+def _tuned(source: files.ModelFile, options: Options) -> Tuned:
+    """Fold a source's message anew, so that it is fastest."""
+    from onnxrep.proof.check import Side
+    from onnxrep.tuning.cache import Cache
+    from onnxrep.tuning.tune import Tuner
+    from onnxrep.tuning.whole import compared, tune
+
+    def fold_anew(skipped: Collection[Place]) -> Folded:
+        source.model.CopyFrom(source.fresh())
+        return _fold_all(source, options.inline_functions, Clock(), skipped)
+
+    before = Side(source.fresh(), source.data, source.folder)
+    runtime = replace(_runtime(options), threads=options.threads or 1)
+    tuner = Tuner(
+        before,
+        lambda skipped: (source.model, fold_anew(skipped)[0]),
+        runtime,
+        _wishes(options),
+        Cache(options.tune_cache),
+    )
+    return tune(source.model, tuner, fold_anew, compared(tuner))
+
+
 def _timed(source: files.ModelFile, options: Options) -> records.Comparison:
     """Return the times of the bytes that were read and of the folded message."""
     from onnxrep.timing.compare import compare
     from onnxrep.timing.rounds import Budget
 
     runtime = replace(_runtime(options), threads=options.threads or 1)
-    found = compare(*_sides(source, source.fresh()), runtime, _wishes(options), Budget())
-    return replace(found, versions=versions())
+    return compare(*_sides(source, source.fresh()), runtime, _wishes(options), Budget())
 
 
 def load(model: ModelLike, hf_cache: bool = False) -> files.ModelFile:
@@ -314,10 +349,11 @@ def _rolled_back(
     folds: list[records.Fold],
     refusals: list[records.Refusal],
     rejection: records.Verification,
+    skipped: Collection[Place],
 ) -> tuple[list[records.Fold], list[records.Refusal], records.Verification]:
     """Fold a rejected model again without the folds that cause it; return what was done then, and the verdict on it.
 
-    Where no folds can be found without which the rest passes, all stays as it was.
+    Where no folds can be found without which the rest passes, all stays as it was. ``skipped`` was not folded before.
     """
     every = [(fold.scope, fold.output) for fold in folds]
     left: Folded = folds, refusals
@@ -325,7 +361,7 @@ def _rolled_back(
 
     def refold(kept: Collection[Place]) -> Folded:
         source.model.CopyFrom(source.fresh())
-        return _fold_all(source, options.inline_functions, Clock(), set(every) - set(kept))
+        return _fold_all(source, options.inline_functions, Clock(), {*every, *skipped} - set(kept))
 
     def passes(kept: Collection[Place]) -> bool:
         nonlocal left, verification

@@ -23,6 +23,15 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
         action="store_true",
         help="time the result beside the original (one thread unless --threads is given)",
     )
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="time regions where the price may be wrong, as they were and folded, and take what is faster; the result "
+        "is never slower than the original (for one model at a time: batch has no such option)",
+    )
+    parser.add_argument(
+        "--tune-cache", type=Path, metavar="DIR", help="folder that keeps these times (default: that of your system)"
+    )
     writing(parser)
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write everything about the run as JSON")
     reading(parser)
@@ -39,6 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if not arguments.model.name:
         raise UsageError(f"{arguments.model}: is a folder; name one .onnx file")
+    if arguments.tune_cache and not arguments.tune:
+        raise UsageError("--tune-cache is where --tune keeps its times; give --tune too")
     output = arguments.output or arguments.model.with_suffix(".rep.onnx")
     if arguments.report:
         files.check_target(arguments.report, arguments.follow_symlinks)

@@ -145,6 +145,8 @@ def options_of(arguments: argparse.Namespace) -> Options:
         custom_ops_lib=tuple(arguments.custom_ops_lib),
         threads=arguments.threads,
         bench=getattr(arguments, "bench", False),
+        tune=getattr(arguments, "tune", False),
+        tune_cache=getattr(arguments, "tune_cache", None),
     )
 
 

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import helper
 
 from onnxrep.proof.check import LEVELS, Side, roundoff_of
 from onnxrep.proof.errors import CannotRun, NoTwin
 from onnxrep.proof.inputs import CONSTANT_SETS, Wishes, cropped, index_limits, input_sets, seed_of
 from onnxrep.proof.judge import OutputFigures, compare, settle
+from onnxrep.proof.parts import part, places_of
 from onnxrep.proof.reference import session_of_twin
 from onnxrep.proof.sessions import Runtime
 
@@ -39,12 +38,12 @@ def suspects(
 
     """
     roundoff = roundoff_of(before.model, after.model)
-    places = _places(before.model, after.model, folds)
+    places = places_of(before.model, after.model, folds)
     figures: dict[str, list[OutputFigures]] = {output: [] for output in places}
     for name, values in _activations(before, {n for reads in places.values() for n in reads}, runtime, wishes):
         for output in list(figures):
             given = {n: values[n] for n in places[output]}
-            sides = [Side(_part(s.model, output, given), None, s.folder) for s in (before, after)]
+            sides = [Side(part(s.model, output, given), None, s.folder) for s in (before, after)]
             try:
                 figures[output].append(_figures(sides[0], sides[1], output, name, given, runtime))
             except (CannotRun, NoTwin):
@@ -63,56 +62,6 @@ def _activations(
     for inputs in input_sets(watching, wishes, seed, limits, lambda shapes: None, inside):
         if not inputs.name.startswith(_SKIPPED):
             yield inputs.name, {**inputs.feeds, **watching.run(inputs.feeds)}
-
-
-def _places(
-    before: onnx.ModelProto, after: onnx.ModelProto, folds: Sequence[tuple[str, Sequence[str]]]
-) -> dict[str, list[str]]:
-    """Return what each fold rests on: values of the original that it reads, or from which its own sources are made."""
-    present = {v.name for v in before.graph.input} - {t.name for t in before.graph.initializer}
-    sources = {name for _, reads in folds for name in reads}
-    stops = present | {o for node in before.graph.node for o in node.output if o in sources}
-    found = {}
-    for output, _ in folds:
-        _, reads = _behind(after.graph, output, stops)
-        found[output] = sorted(reads | _behind(before.graph, output, reads | present)[1])
-    return found
-
-
-def _behind(graph: onnx.GraphProto, output: str, stops: Set[str]) -> tuple[list[onnx.NodeProto], set[str]]:
-    """Return the nodes that make a value, in order, and the stops at which the search ended."""
-    wanted: set[str] = {output}
-    reads: set[str] = set()
-    nodes: list[onnx.NodeProto] = []
-    for node in reversed(graph.node):
-        if wanted.intersection(node.output):
-            nodes.append(node)
-            for name in _read(node):
-                (reads if name in stops else wanted).add(name)
-    return nodes[::-1], reads
-
-
-def _read(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield what a node reads, in its bodies too."""
-    yield from filter(None, node.input)
-    for attribute in node.attribute:
-        for inner in attribute.g.node:
-            yield from _read(inner)
-
-
-def _part(model: onnx.ModelProto, output: str, given: Mapping[str, Any]) -> onnx.ModelProto:
-    """Return the part of a model that makes one value from others, for just these sizes."""
-    nodes, _ = _behind(model.graph, output, given.keys())
-    used = {name for node in nodes for name in _read(node)}
-    inputs = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.asarray(v).dtype), np.shape(v))
-        for name, v in given.items()
-    ]
-    weights = [t for t in model.graph.initializer if t.name in used and t.name not in given]
-    graph = helper.make_graph(nodes, "part", inputs, [onnx.ValueInfoProto(name=output)], weights)
-    return helper.make_model(
-        graph, opset_imports=model.opset_import, ir_version=max(model.ir_version, 4), functions=model.functions
-    )
 
 
 def _figures(

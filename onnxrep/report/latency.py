@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from rich.console import Console
 from rich.table import Table
 
 from onnxrep.escape import printable
-from onnxrep.report.records import Comparison, Timing
+from onnxrep.report.records import Comparison, Timing, Tuning
 
 _STYLE = {"faster": "green", "slower": "red", "same": "cyan"}
 _MOST_OPS = 12
@@ -41,6 +43,27 @@ def show(found: Comparison, console: Console, verbose: bool = False) -> None:
     for note in found.notes:
         console.print(f"  {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     _ops(found.before, found.after, console, verbose)
+
+
+def show_tuning(found: Tuning, console: Console, verbose: bool = False) -> None:
+    """Print what was timed to decide what to fold, and what was decided."""
+    if found.note:
+        console.print(f"nothing was timed, the price decided: {printable(found.note)}", style="yellow", markup=False)
+        return
+    counts = Counter(d.choice for d in found.decisions)
+    words = {"folded": "folded", "partial": "folded in part", "left": "left as they were"}
+    parts = [f"{counts[choice]} {word}" for choice, word in words.items() if counts[choice]]
+    known = sum(d.cached for d in found.decisions)
+    line = f"timed {len(found.decisions)} regions: {', '.join(parts) or 'the price had no doubt'}"
+    line += f" ({known} known from former runs)" if known else ""
+    console.print(line, highlight=False, soft_wrap=True)
+    for decision in found.decisions:
+        if verbose or decision.choice != "folded":
+            times = ", ".join(f"{form} {_ms(s)} ms" for form, s in decision.seconds.items())
+            text = f"  {printable(decision.output)}: {words[decision.choice]}: {times}"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if found.dropped:
+        console.print("all folds were given up: the model as a whole was slower than the original", style="yellow")
 
 
 def _ms(seconds: float) -> str:

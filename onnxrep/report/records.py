@@ -241,6 +241,46 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """What timing said about one region.
+
+    Attributes:
+        output: the value that it makes.
+        choice: ``folded``, ``partial`` (some inner branches merged only) or ``left`` (as it was).
+        seconds: form -> median time of the region by itself.
+        ratio: how many times as fast the choice is as the original.
+        cached: whether the times were known from a former run.
+
+    """
+
+    output: str
+    choice: str
+    seconds: Mapping[str, float]
+    ratio: float
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was timed to decide what to fold.
+
+    Attributes:
+        decisions: one per region that was timed.
+        dropped: whether all folds were given up because the model as a whole was slower than the original.
+        provider, threads, processor: where times were taken.
+        note: why nothing was timed; empty if it was.
+
+    """
+
+    decisions: tuple[Decision, ...]
+    dropped: bool
+    provider: str
+    threads: int
+    processor: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything about one run on one model.
 
@@ -259,7 +299,8 @@ class Report:
         options: those that the caller gave.
         external_sha256: hash of each file of external data that was read, by the name that the model gives it; empty
             where the model was inspected only.
-        latency: original and result timed side by side, if that was asked for.
+        latency: original and result timed side by side, if that was asked for, or for tuning.
+        tuning: which regions were timed to decide what to fold, if that was asked for.
 
     """
 
@@ -282,6 +323,7 @@ class Report:
     latency: Comparison | None = None
     totals_before: Totals | None = None
     totals_after: Totals | None = None
+    tuning: Tuning | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, with the schema version first."""

@@ -31,6 +31,8 @@ def show(report: Report, console: Console, verbose: bool = False) -> None:
         show_verification(report.verification, console, verbose)
     elif report.status == "folded":
         console.print("not verified end to end (--no-verify)", style="yellow")
+    if report.tuning is not None:
+        latency.show_tuning(report.tuning, console, verbose)
     if report.latency is not None:
         latency.show(report.latency, console, verbose)
     _outcome(report, console)

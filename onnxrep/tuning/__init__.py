@@ -1,0 +1,1 @@
+"""``--tune``: what the price cannot decide is timed, and the fastest is taken."""
