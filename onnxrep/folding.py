@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import onnx
-import onnx_graphsurgeon as gs
 
 from onnxrep import files, reasons, validity
 from onnxrep.constants import Constants
@@ -22,6 +21,7 @@ from onnxrep.proof.certificate import Certificate, Claim, certify
 from onnxrep.ranges import Ranges
 from onnxrep.report import records
 from onnxrep.shapes import FOLLOWED, Shapes, infer
+from onnxrep.structure import came_out, went_in
 
 OLDEST_OPSET = 7
 _MOST_ROUNDS = 8
@@ -88,8 +88,8 @@ class _Proposal:
             tuple(map(printable, region.sources)),
             region.kind,
             scope.label,
-            tuple(records.Node(scope.node_label(p), scope.nodes[p].op) for p in region.covered),
-            tuple(_emitted(node, self.edit) for node in self.edit.written),
+            tuple(went_in(self.facts, region.covered)),
+            tuple(came_out(scope, self.edit)),
             (region.before.macs, region.after.macs),
             count,
             records.Certificate(certificate.sizes, certificate.probes, certificate.error, certificate.bound),
@@ -273,27 +273,3 @@ def known_facts(model: Model) -> list[Facts]:
 def _ranges(found: Ranges) -> records.Ranges:
     """Return the record of a kernel's range."""
     return records.Ranges(**vars(found), spread=found.spread, at_risk=found.at_risk)
-
-
-def _emitted(node: gs.Node, edit: Edit) -> records.Emitted:
-    """Return the record of a new node."""
-    name = printable(node.name or f"{node.op} -> {node.outputs[0].name}")
-    shapes = {n: v.shape for n, v in edit.tensors}
-    weight = next((shapes[v.name] for v in node.inputs if len(shapes.get(v.name, ())) > 1), ())
-    if node.op in ("MatMul", "Gemm") and weight:
-        return records.Emitted(name, node.op, channels=(weight[0], weight[1]))
-    if node.op not in ("Conv", "ConvTranspose"):
-        return records.Emitted(name, node.op)
-    attributes = node.attrs
-    group = int(attributes["group"])
-    channels = (weight[1] * group, weight[0]) if node.op == "Conv" else (weight[0], weight[1] * group)
-    return records.Emitted(
-        name,
-        node.op,
-        tuple(attributes["kernel_shape"]),
-        tuple(attributes["strides"]),
-        tuple(attributes["dilations"]),
-        tuple(attributes.get("pads", ())),
-        group,
-        channels,
-    )

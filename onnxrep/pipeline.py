@@ -398,9 +398,9 @@ def _blamed(source: files.ModelFile, options: Options, folds: Sequence[records.F
 
 def _taken_back(fold: records.Fold, rejection: records.Verification) -> records.Refusal:
     """Return the record of a fold that was not kept."""
-    return records.Refusal(
-        fold.removed[-1], fold.scope, "taken-back", reasons.REASONS["taken-back"], f"{fold.output}: {rejection.reason}"
-    )
+    node = records.Node(fold.removed[-1].name, fold.removed[-1].op)
+    detail = f"{fold.output}: {rejection.reason}"
+    return records.Refusal(node, fold.scope, "taken-back", reasons.REASONS["taken-back"], detail)
 
 
 def _fold_all(source: files.ModelFile, inline: bool, clock: Clock, skipped: Collection[Place] = ()) -> Folded:

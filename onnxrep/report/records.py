@@ -22,8 +22,35 @@ class Node:
 
 
 @dataclass(frozen=True)
+class RegionNode(Node):
+    """A node that went into a fold.
+
+    Attributes:
+        attributes: those that tell it from others of its op type.
+        inputs, outputs: the values that it reads and makes; constants left out.
+        constants: dims of the constants that it reads, in order.
+
+    """
+
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    constants: tuple[tuple[int, ...], ...] = ()
+    outputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Emitted:
-    """A new node, with the attributes of a convolution where it is one."""
+    """A new node, with the attributes of a convolution where it is one.
+
+    Attributes:
+        name, op: as of :class:`Node`.
+        kernel_shape, strides, dilations, pads, group: of a convolution.
+        channels: read and made.
+        inputs, constants, outputs: as of :class:`RegionNode`.
+        taps: root mean square of a convolution's weight at each tap, in row-major order of ``kernel_shape``; empty for
+            a kernel that is too large to look at.
+
+    """
 
     name: str
     op: str
@@ -33,6 +60,10 @@ class Emitted:
     pads: tuple[int, ...] = ()
     group: int = 1
     channels: tuple[int, int] | None = None
+    inputs: tuple[str, ...] = ()
+    constants: tuple[tuple[int, ...], ...] = ()
+    outputs: tuple[str, ...] = ()
+    taps: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,7 +140,7 @@ class Fold:
     sources: tuple[str, ...]
     kind: str
     scope: str
-    removed: tuple[Node, ...]
+    removed: tuple[RegionNode, ...]
     emitted: tuple[Emitted, ...]
     macs: tuple[float, float]
     round: int
