@@ -79,8 +79,11 @@ golden: env ## write the golden texts anew; review the difference
 	ONNXREP_GOLDEN=write $(BIN)/python -m pytest tests/test_golden.py
 	git diff --stat tests/golden
 
+changelog: env ## gather the fragments in changelog.d for a release: make changelog VERSION=0.2.0
+	$(BIN)/towncrier build --yes --version $(VERSION)
+
 clean: ## remove what make made
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 .PHONY: help env demo test lint types layers unit zoo zoo-half fuzz mutants batch-faults bench bench-external fuzz-reader
-.PHONY: blocks golden clean
+.PHONY: blocks golden changelog clean
