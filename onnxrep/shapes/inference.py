@@ -10,6 +10,7 @@ from onnx import AttributeProto
 
 from onnxrep.files import is_external
 from onnxrep.graph import DEFAULT_DOMAINS, Model, overridable
+from onnxrep.shapes.guard import HIDDEN, guard
 
 _PAYLOAD_LIMIT = 64
 _POOLS = ("MaxPool", "AveragePool", "LpPool")
@@ -17,14 +18,14 @@ _FOLLOWING = frozenset("Add Cast Concat Gather Mul Shape Size Slice Squeeze Sub 
 """Ops whose results inference calculates from the values of lists."""
 _LONGEST = 1 << 14
 """Elements of a list whose values are followed."""
-_HIDDEN = "hidden"
-"""A domain that inference does not know."""
 
 
 def inferred(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = None) -> onnx.ModelProto:
     """Return a copy of a model without weights, with ONNX's inferred shapes; ``shapes`` fixes those of inputs."""
     copy = onnx.ModelProto(ir_version=proto.ir_version)
     copy.opset_import.extend(proto.opset_import)
+    if all(entry.domain != HIDDEN for entry in copy.opset_import):
+        copy.opset_import.add(domain=HIDDEN, version=1)
     for function in proto.functions:
         copy.functions.add().CopyFrom(function)
     _light(proto.graph, copy.graph, inner=False, overridable=overridable(proto))
@@ -33,6 +34,10 @@ def inferred(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | Non
             del value.type.tensor_type.shape.dim[:]
             for size in shapes[value.name]:
                 value.type.tensor_type.shape.dim.add(dim_value=size)
+    try:
+        guard(copy, onnx.shape_inference.infer_shapes)
+    except Exception:  # noqa: BLE001  as below
+        return copy
     while True:
         try:
             _hide_long(copy.graph, onnx.shape_inference.infer_shapes(copy).graph, {})
@@ -55,7 +60,7 @@ def _hide_long(copy: onnx.GraphProto, result: onnx.GraphProto, outer: Mapping[st
             if a.type == AttributeProto.GRAPH:
                 _hide_long(a.g, b.g, lengths)
         if mine.op_type in _FOLLOWING and any(lengths.get(name, 0) > _LONGEST for name in mine.input):
-            mine.domain = _HIDDEN
+            mine.domain = HIDDEN
 
 
 def _hide_misread(copy: onnx.GraphProto, result: onnx.GraphProto) -> bool:
@@ -82,7 +87,7 @@ def _hide_misread(copy: onnx.GraphProto, result: onnx.GraphProto) -> bool:
         strides, pads = attributes.get("strides") or [1] * axes, attributes.get("pads") or [0] * (2 * axes)
         columns = zip(before[2:], after[2:], strides, pads, strict=False)
         if any(n and p and (p - 1) * stride >= n + begin for n, p, stride, begin in columns):
-            mine.domain, found = _HIDDEN, True
+            mine.domain, found = HIDDEN, True
     return found
 
 
