@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from onnxrep.batch import BatchOptions, run_batch
+    from onnxrep.passes import fold
     from onnxrep.pipeline import Options, Result, bench, inspect, optimize, verify
     from onnxrep.report.records import Comparison
 
@@ -18,6 +19,7 @@ __all__ = [
     "Result",
     "__version__",
     "bench",
+    "fold",
     "inspect",
     "optimize",
     "run_batch",
@@ -31,6 +33,10 @@ def __getattr__(name: str) -> Any:
         from onnxrep import batch
 
         return getattr(batch, name)
+    if name == "fold":
+        from onnxrep.passes import fold
+
+        return fold
     if name == "Comparison":
         from onnxrep.report.records import Comparison
 

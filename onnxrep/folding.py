@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from onnxrep.plan import Planner, Region, shared_goes
 from onnxrep.proof.certificate import Certificate, Claim, certify
 from onnxrep.ranges import Ranges
 from onnxrep.report import records
+from onnxrep.selection import EVERYTHING, Selection
 from onnxrep.shapes import FOLLOWED, Shapes, infer
 from onnxrep.structure import came_out, went_in
 
@@ -33,12 +34,15 @@ Place = tuple[str, str]
 class Clock:
     """Seconds per stage."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Callable[[str], None] | None = None) -> None:
+        """``progress``: is told each stage as it begins."""
         self.seconds: dict[str, float] = {}
+        self.progress = progress or (lambda stage: None)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Count the time of a block for a stage."""
+        self.progress(name)
         start = time.perf_counter()
         try:
             yield
@@ -101,7 +105,11 @@ _Proven = tuple[_Proposal, Certificate]
 
 
 def fold(
-    proto: onnx.ModelProto, folder: files.Folder | None, clock: Clock | None = None, skipped: Collection[Place] = ()
+    proto: onnx.ModelProto,
+    folder: files.Folder | None,
+    clock: Clock | None = None,
+    skipped: Collection[Place] = (),
+    selection: Selection = EVERYTHING,
 ) -> tuple[list[records.Fold], list[records.Refusal]]:
     """Fold a model in place, in as many rounds as find something; return what was done and what was left alone.
 
@@ -110,6 +118,7 @@ def fold(
         folder: where its external data lies, or None.
         clock: is told the stages.
         skipped: values that no fold may make or look through.
+        selection: what the caller lets fold.
 
     """
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
@@ -117,16 +126,21 @@ def fold(
         node = records.Node("(graph)", "")
         detail = f"opset {opset}; convert the model to opset {OLDEST_OPSET} or later"
         return [], [records.Refusal(node, "", "old-opset", reasons.REASONS["old-opset"], detail)]
-    return _Folding(proto, folder, clock or Clock(), skipped).run()
+    return _Folding(proto, folder, clock or Clock(), skipped, selection).run()
 
 
 class _Folding:
     """The rounds of one model."""
 
     def __init__(
-        self, proto: onnx.ModelProto, folder: files.Folder | None, clock: Clock, skipped: Collection[Place]
+        self,
+        proto: onnx.ModelProto,
+        folder: files.Folder | None,
+        clock: Clock,
+        skipped: Collection[Place],
+        selection: Selection,
     ) -> None:
-        self._proto, self._folder, self._clock = proto, folder, clock
+        self._proto, self._folder, self._clock, self._selection = proto, folder, clock, selection
         self._skipped = set(skipped)
         self._doubts: set[Place] = set()
         self._changed = False
@@ -170,6 +184,7 @@ class _Folding:
                 self._note([proposal.refusal(code, certificate.fault)])
             else:
                 proven.append((proposal, certificate))
+        proven = [pair for pair in proven if self._is_selected(*pair, count)]
         self._skipped |= self._doubts
         proven, incomplete = _complete(proven)
         self._apart = set() if proven else self._apart | incomplete
@@ -181,12 +196,26 @@ class _Folding:
             self._changed = True
         return bool(proposals)
 
+    def _is_selected(self, proposal: _Proposal, certificate: Certificate, count: int) -> bool:
+        """Whether the caller wants a fold; one that is not wanted is not offered again."""
+        select = self._selection.select
+        if select is None or select(proposal.fold(count, certificate)):
+            return True
+        self._skipped.add(proposal.place)
+        self._note([proposal.refusal("excluded", f"{proposal.place[1]} was not selected")])
+        return False
+
     def _planned(self, facts: Facts) -> list[_Proposal]:
         """Plan and emit the regions of one scope, in the order of the graph."""
         skipped, apart = (_values(places, facts.scope) for places in (self._skipped, self._apart))
-        planner, emitter = Planner(facts, skipped, apart), Emitter(facts)
+        excluded = self._selection.excluded(facts.scope)
+        planner, emitter = Planner(facts, skipped, apart, excluded), Emitter(facts)
         found: list[_Proposal] = []
         for region in planner.regions():
+            objection = self._selection.objection(facts.scope, region)
+            if objection:
+                planner.refuse(region, "excluded", objection)
+                continue
             try:
                 found.append(_Proposal(planner, emitter, facts, region, emitter.edit(region)))
             except OverflowError as error:

@@ -18,6 +18,7 @@ from onnxrep.escape import printable
 from onnxrep.folding import Clock, Place, fold
 from onnxrep.report import records
 from onnxrep.report.records import Report
+from onnxrep.selection import Selection
 from onnxrep.totals import totals
 
 if TYPE_CHECKING:
@@ -52,6 +53,11 @@ class Options:
         bench: time original and result side by side, and put it in the report.
         tune: time regions where the price may be wrong, as they were and folded, and take what is faster.
         tune_cache: folder for the times of regions; None: where the platform keeps caches.
+        only_nodes: patterns as of :mod:`fnmatch` for names of nodes or of their outputs: a region folds only if one of
+            its nodes matches one; empty for all.
+        exclude_nodes: the same for nodes that stay as they are; what is around them folds without them.
+        kinds: kinds of folds that are made (``merge``, ``fuse``); empty for all.
+        select: is given the record of each fold, proven and not yet made, and says whether to make it.
 
     """
 
@@ -70,6 +76,10 @@ class Options:
     bench: bool = False
     tune: bool = False
     tune_cache: Path | None = None
+    only_nodes: Sequence[str] = ()
+    exclude_nodes: Sequence[str] = ()
+    kinds: Sequence[str] = ()
+    select: Callable[[records.Fold], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,10 @@ class Result:
         """Whether the model can be used: it folded and passed, or there was nothing to fold."""
         return self.report.status in ("folded", "unchanged")
 
+    def graph(self) -> gs.Graph:
+        """Return the model as an onnx-graphsurgeon graph of its own."""
+        return gs.import_onnx(self.model)
+
 
 def optimize(
     model: ModelLike,
@@ -102,6 +116,7 @@ def optimize(
     options: Options | None = None,
     *,
     keep_unchanged: bool = True,
+    progress: Callable[[str], None] | None = None,
 ) -> Result:
     """Fold one model, verify it, and write it if ``output`` is given.
 
@@ -111,6 +126,7 @@ def optimize(
         output: where to write; None writes nothing.
         options: see :class:`Options`.
         keep_unchanged: write the input's bytes to ``output`` where nothing folds.
+        progress: is told what is being done, in a word or two.
 
     Returns:
         The folded model with its report. Look at ``status``: a model that was rejected or could not be verified comes
@@ -121,9 +137,22 @@ def optimize(
         InvalidModel, UnsupportedModel: the input is no model that can be worked on.
         OutputError: the output could not be written.
 
+    >>> from onnx import parser
+    >>> model = parser.parse_model('''
+    ...     <ir_version: 8, opset_import: ["" : 17]>
+    ...     net (float[1,1,4,4] x) => (float[1,1,4,4] y)
+    ...     <float[1,1,1,1] w = {2.0}, float[1,1,1,1] v = {3.0}>
+    ...     { a = Conv(x, w)  b = Conv(x, v)  y = Add(a, b) }
+    ... ''')
+    >>> result = optimize(model)
+    >>> result.status, result.report.verification.verdict
+    ('folded', 'verified')
+    >>> [node.op_type for node in result.model.graph.node]
+    ['Conv']
+
     """
     options = options or Options()
-    clock = Clock()
+    clock = Clock(progress)
     target = Path(output) if output is not None else None
     if target is not None:
         files.check_target(target, options.follow_symlinks)
@@ -135,7 +164,8 @@ def optimize(
     before = Counter(_ops(source.model))
     bytes_before = _weight_bytes(source.model)
     totals_before = _totals(source, options.input_shapes, clock)
-    folds, refusals = _fold_all(source, options.inline_functions, clock)
+    unmatched = _selection(options).unmatched(source.model)
+    folds, refusals = _fold_all(source, options, clock)
     tuned = None
     if folds and options.tune:
         with clock.stage("tune"):
@@ -146,7 +176,7 @@ def optimize(
     status = "folded" if folds else "unchanged"
     if folds and options.verify:
         with clock.stage("verify"):
-            verification = _verify(source, options, folds)
+            verification = _verify(source, options, folds, clock.progress)
         if verification.verdict == "rejected" and len(folds) > 1:
             with clock.stage("roll back"):
                 skipped = tuned.skipped if tuned else ()
@@ -190,36 +220,45 @@ def optimize(
         totals_before,
         _totals(source, options.input_shapes, clock),
         tuned.record if tuned else None,
+        unmatched,
     )
     return Result(source.model if good else source.fresh(), report)
 
 
 def inspect(
-    model: ModelLike,
-    *,
-    inline_functions: bool = False,
-    hf_cache: bool = False,
-    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    model: ModelLike, options: Options | None = None, *, progress: Callable[[str], None] | None = None
 ) -> Report:
     """Say what would fold in a model and what would not, and why; nothing is verified or written.
 
     Args:
         model: as for :func:`optimize`.
-        inline_functions: see :class:`Options`.
-        hf_cache: see :class:`Options`.
-        input_shapes: see :class:`Options`; here they say at which size arithmetic is counted.
+        options: see :class:`Options`; ``input_shapes`` say at which size arithmetic is counted.
+        progress: as for :func:`optimize`.
 
     Raises:
         UsageError, InvalidModel, UnsupportedModel: see :func:`optimize`.
 
+    >>> from onnx import parser
+    >>> model = parser.parse_model('''
+    ...     <ir_version: 8, opset_import: ["" : 17]>
+    ...     net (float[1,1,4,4] x) => (float[1,1,4,4] y)
+    ...     <float[1,1,1,1] w = {2.0}, float[1,1,1,1] v = {3.0}>
+    ...     { a = Conv(x, w)  b = Conv(x, v)  y = Add(a, b) }
+    ... ''')
+    >>> report = inspect(model)
+    >>> [(fold.kind, fold.output, fold.macs) for fold in report.folds]
+    [('merge', 'y', (2.0, 1.0))]
+    >>> report.totals_before.macs, report.totals_after.macs
+    (32, 16)
+
     """
-    clock = Clock()
+    options, clock = options or Options(), Clock(progress)
     with clock.stage("read"):
-        source = load(model, hf_cache)
+        source = load(model, options.hf_cache)
     before, bytes_before = Counter(_ops(source.model)), _weight_bytes(source.model)
-    shapes = input_shapes or {}
-    totals_before = _totals(source, shapes, clock)
-    folds, refusals = _fold_all(source, inline_functions, clock)
+    totals_before = _totals(source, options.input_shapes, clock)
+    unmatched = _selection(options).unmatched(source.model)
+    folds, refusals = _fold_all(source, options, clock)
     return Report(
         "folded" if folds else "unchanged",
         str(source.path or ""),
@@ -235,8 +274,10 @@ def inspect(
         None,
         clock.seconds,
         versions(),
+        _given(options),
         totals_before=totals_before,
-        totals_after=_totals(source, shapes, clock),
+        totals_after=_totals(source, options.input_shapes, clock),
+        unmatched=unmatched,
     )
 
 
@@ -245,6 +286,16 @@ def verify(before: ModelLike, after: ModelLike, options: Options | None = None) 
 
     Raises:
         UsageError, InvalidModel, UnsupportedModel: see :func:`optimize`.
+
+    >>> from onnx import parser
+    >>> model = parser.parse_model('''
+    ...     <ir_version: 8, opset_import: ["" : 17]>
+    ...     net (float[1,1,4,4] x) => (float[1,1,4,4] y)
+    ...     <float[1,1,1,1] w = {2.0}, float[1,1,1,1] v = {3.0}>
+    ...     { a = Conv(x, w)  b = Conv(x, v)  y = Add(a, b) }
+    ... ''')
+    >>> verify(model, optimize(model).model).verdict
+    'verified'
 
     """
     options = options or Options()
@@ -304,7 +355,7 @@ def _tuned(source: files.ModelFile, options: Options) -> Tuned:
 
     def fold_anew(skipped: Collection[Place]) -> Folded:
         source.model.CopyFrom(source.fresh())
-        return _fold_all(source, options.inline_functions, Clock(), skipped)
+        return _fold_all(source, options, Clock(), skipped)
 
     before = Side(source.fresh(), source.data, source.folder)
     runtime = replace(_runtime(options), threads=options.threads or 1)
@@ -361,7 +412,7 @@ def _rolled_back(
 
     def refold(kept: Collection[Place]) -> Folded:
         source.model.CopyFrom(source.fresh())
-        return _fold_all(source, options.inline_functions, Clock(), {*every, *skipped} - set(kept))
+        return _fold_all(source, options, Clock(), {*every, *skipped} - set(kept))
 
     def passes(kept: Collection[Place]) -> bool:
         nonlocal left, verification
@@ -403,10 +454,15 @@ def _taken_back(fold: records.Fold, rejection: records.Verification) -> records.
     return records.Refusal(node, fold.scope, "taken-back", reasons.REASONS["taken-back"], detail)
 
 
-def _fold_all(source: files.ModelFile, inline: bool, clock: Clock, skipped: Collection[Place] = ()) -> Folded:
+def _selection(options: Options) -> Selection:
+    """Return what the caller lets fold."""
+    return Selection(options.only_nodes, options.exclude_nodes, options.kinds, options.select)
+
+
+def _fold_all(source: files.ModelFile, options: Options, clock: Clock, skipped: Collection[Place] = ()) -> Folded:
     """Fold a model's message in place, its local functions inlined first if that is wanted and helps."""
-    if not inline or not source.model.functions:
-        return fold(source.model, source.folder, clock, skipped)
+    if not options.inline_functions or not source.model.functions:
+        return fold(source.model, source.folder, clock, skipped, _selection(options))
     from onnx import inliner
 
     try:
@@ -414,7 +470,7 @@ def _fold_all(source: files.ModelFile, inline: bool, clock: Clock, skipped: Coll
     except Exception as error:  # onnx raises what it likes
         raise UnsupportedModel(f"the local functions cannot be inlined: {str(error).splitlines()[0]}") from error
     validity.check(source.model, "the model with its functions inlined")
-    folds, refusals = fold(source.model, source.folder, clock, skipped)
+    folds, refusals = fold(source.model, source.folder, clock, skipped, _selection(options))
     if not folds:
         source.model.CopyFrom(source.fresh())
     return folds, refusals
@@ -442,7 +498,12 @@ def _loading(verification: records.Verification | None, options: Options) -> Cal
     return check if ran else lambda path: None
 
 
-def _verify(source: files.ModelFile, options: Options, folds: Sequence[records.Fold]) -> records.Verification:
+def _verify(
+    source: files.ModelFile,
+    options: Options,
+    folds: Sequence[records.Fold],
+    progress: Callable[[str], None] = lambda stage: None,
+) -> records.Verification:
     """Check the folded message of a source against the bytes that were read."""
     from onnxrep.proof.check import Verdict
 
@@ -453,7 +514,7 @@ def _verify(source: files.ModelFile, options: Options, folds: Sequence[records.F
     original = source.fresh()
     validity.check(original, "the original")
     made = [fold.output for fold in folds if not fold.scope]
-    return _check(*_sides(source, original), options, made)
+    return _check(*_sides(source, original), options, made, progress)
 
 
 def _sides(source: files.ModelFile, original: onnx.ModelProto) -> tuple[Side, Side]:
@@ -476,11 +537,17 @@ def _checker_fault(source: files.ModelFile) -> str:
     return ""
 
 
-def _check(before: Side, after: Side, options: Options, folded: Sequence[str] = ()) -> records.Verification:
+def _check(
+    before: Side,
+    after: Side,
+    options: Options,
+    folded: Sequence[str] = (),
+    progress: Callable[[str], None] = lambda stage: None,
+) -> records.Verification:
     """Run the end-to-end check and record it."""
     from onnxrep.proof.check import check
 
-    return _verification_record(check(before, after, _runtime(options), _wishes(options), folded))
+    return _verification_record(check(before, after, _runtime(options), _wishes(options), folded, progress))
 
 
 def _wishes(options: Options) -> Wishes:
@@ -567,4 +634,6 @@ def _plain(value: Any) -> Any:
     """Return an option's value without paths."""
     if isinstance(value, Path):
         return str(value)
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__qualname__)
     return [str(path) for path in value] if isinstance(value, list | tuple) else value

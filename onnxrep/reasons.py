@@ -11,6 +11,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "broadcast": "Operands are not known to have equal shapes, so the sum may broadcast.",
         "certificate": "The fold failed its proof: a bug of onnxrep; please report it.",
         "captured": "An If, Loop or Scan body reads an inner value of the region.",
+        "excluded": "The caller excluded the node or region (--only, --except, --kind).",
         "graph-output": "An inner value of the region is an output of the graph.",
         "local-function": "The node calls a local function, whose weights are its arguments.",
         "negative-variance": "Variance plus epsilon is not positive: the result is NaN or infinite.",
@@ -36,3 +37,29 @@ REASONS: Mapping[str, str] = MappingProxyType(
 
 SILENT = frozenset(("constant", "not-linear"))
 """Codes that say only that an op is not of this algebra; they are not reported."""
+
+REMEDIES: Mapping[str, str] = MappingProxyType(
+    {
+        "border": "nothing if the numbers are to stay the same; a model trained with the pad in front of the first "
+        "convolution folds",
+        "broadcast": "give the input its sizes (export with fixed shapes) if the two are equal whenever it runs",
+        "certificate": "report it with the model; this region was left as it was",
+        "excluded": "drop --only, --except or --kind to fold it",
+        "graph-output": "remove the output if nobody reads it",
+        "local-function": "--inline-functions lets it fold",
+        "not-constant": "export with constant folding, in eval mode",
+        "not-finite": "look at the checkpoint: a weight is broken",
+        "negative-variance": "look at the checkpoint: a variance is broken",
+        "not-per-channel": "if channels were meant, give the constant the shape [C, 1, 1]",
+        "old-opset": "onnx.version_converter.convert_version(model, 13) raises the opset",
+        "other-reader": "nothing if the other reader is wanted; if it is a debugging output, remove it",
+        "overflow": "fold the float32 model, and convert it to float16 afterwards",
+        "overridable": "export with keep_initializers_as_inputs=False",
+        "quantized": "fold the float model first, and quantize the result",
+        "taken-back": "report it with the model; the rest was folded",
+        "training-mode": "export in eval mode: model.eval() and training=TrainingMode.EVAL",
+        "unknown-shape": "run onnx.shape_inference, or export with fixed sizes",
+        "unproven": "nothing was changed here; fixed input sizes (export without dynamic axes) may help",
+    }
+)
+"""What a user can do about a refusal, where there is something."""

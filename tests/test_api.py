@@ -19,7 +19,7 @@ MODEL = next(iter(seed_blocks())).model()
 
 
 def test_the_names():
-    names = "BatchOptions Comparison Options Result __version__ bench inspect optimize run_batch verify"
+    names = "BatchOptions Comparison Options Result __version__ bench fold inspect optimize run_batch verify"
     assert sorted(onnxrep.__all__) == names.split()
     for name in onnxrep.__all__:
         assert getattr(onnxrep, name)

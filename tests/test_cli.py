@@ -303,3 +303,125 @@ def test_a_folder_instead_of_a_model(capsys):
     code, _, err = call(capsys, "optimize", ".")
     assert code == 2
     assert "is a folder" in err
+
+
+def test_inspect_is_a_gate(capsys, block):
+    code, out, err = call(capsys, "inspect", block, "--fail-if-foldable")
+    assert code == 1
+    assert "1 region would fold" in out
+    assert len(err.splitlines()) == 1
+    assert f"run 'onnxrep optimize {block}'" in err
+    call(capsys, "optimize", block)
+    code, out, err = call(capsys, "inspect", block.with_suffix(".rep.onnx"), "--fail-if-foldable")
+    assert (code, err) == (0, "")
+    assert "nothing folds" in out
+
+
+def test_inspect_says_what_would_be_gained(capsys, block):
+    shape = ("--input-shape", "x:1,8,5")
+    _, out, _ = call(capsys, "inspect", block, *shape)
+    rows = {line.split()[0]: line.split() for line in out.splitlines()[1:] if line}
+    assert rows["parameters"][-1] == "%"
+    assert rows["multiply-adds"][-1] == "%"
+    assert "multiply-adds of one run at x 1x8x5" in out
+    assert "1 x 2 Conv + 3 BatchNormalization + 2 Add -> Conv 3" in out
+    data = json.loads(call(capsys, "inspect", block, "--json", *shape)[1])
+    assert data["totals_after"]["macs"] < data["totals_before"]["macs"]
+    assert data["folds"][0]["ranges"][0]["sqnr"] > 0
+    assert data["unmatched"] == []
+
+
+def test_inspect_flags_what_quantizes_badly(capsys, tmp_path):
+    n = Net(1)
+    x = n.input((1, 32, 6, 6))
+    small = n.draw(32, 32, 3, 3, scale=0.02)
+    onnx.save(n.model(n.add(n.conv(x, 32, 3, weight=small), x)), tmp_path / "m.onnx")
+    _, out, _ = call(capsys, "inspect", tmp_path / "m.onnx")
+    assert "if you quantize to int8: 1 of 1 new kernel would lose precision" in out
+    assert "per_channel=True" in out
+    assert "for 1 kernel of these, one scale per channel is too coarse as well" in out
+
+
+def test_what_a_caller_excludes(capsys, tmp_path):
+    n = Net(1)
+    x = n.input((1, 4, 6, 6))
+    for _ in range(2):
+        x = n.relu(n.add(n.conv_bn(x, 4, 3), n.conv_bn(x, 4, 1), x))
+    path = tmp_path / "m.onnx"
+    onnx.save(n.model(x), path)
+    adds = [node.name for node in n.nodes if node.op_type == "Add"]
+    for arguments in (("--only", adds[1]), ("--except", adds[3], "--except", adds[2], "--kind", "merge")):
+        code, out, err = call(capsys, "inspect", path, *arguments)
+        assert (code, err) == (0, "")
+        assert "1 region would fold" in out
+        assert "excluded: " in out
+    target = tmp_path / "out.onnx"
+    assert call(capsys, "optimize", path, "-o", target, "--only", adds[1])[0] == 0
+    kept = {node.name for node in onnx.load(target).graph.node}
+    assert {adds[2], adds[3]} <= kept
+    assert adds[0] not in kept
+    _, _, err = call(capsys, "inspect", path, "--only", "typo*")
+    assert "no node has a name or an output that matches 'typo*'" in err
+    assert call(capsys, "inspect", path, "--kind", "melt")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "coloured"),
+    [
+        ({}, False),
+        ({"FORCE_COLOR": "1"}, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+        ({"TERM": "dumb"}, False),
+    ],
+)
+def test_colours_and_whole_lines_where_nobody_looks(tmp_path, given, coloured):
+    import os
+
+    n = Net(1)
+    value = n.input((1, 4, 6, 6), "x" * 300)
+    path = tmp_path / "m.onnx"
+    onnx.save(n.model(n.add(n.conv_bn(value, 4, 3), n.conv_bn(value, 4, 1))), path)
+    clean = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
+    environment = clean | {"TERM": "xterm-256color"} | given
+    command = [sys.executable, "-m", "onnxrep", "inspect", str(path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert ("\x1b[3" in found.stdout) is coloured
+    assert "x" * 300 in found.stdout
+    assert not found.stderr
+
+
+def test_a_narrow_terminal_and_progress_that_goes(tmp_path):
+    """Under a terminal of 80 columns: no line of ours is longer, and what shows progress is erased again."""
+    import os
+    import pty
+    import re
+
+    path = tmp_path / "net.onnx"
+    onnx.save(skeletons.fill("repvgg_a0/train_legacy_bn"), path)
+    parent, child = pty.openpty()
+    environment = os.environ | {"COLUMNS": "80", "TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "onnxrep", "inspect", path.name],
+        stdout=child,
+        stderr=child,
+        env=environment,
+        cwd=tmp_path,
+    )
+    os.close(child)
+    pieces = []
+    while True:
+        try:
+            piece = os.read(parent, 1 << 16)
+        except OSError:
+            break
+        if not piece:
+            break
+        pieces.append(piece)
+    os.close(parent)
+    assert process.wait() == 0
+    text = b"".join(pieces).decode()
+    begin = text.index("net.onnx")
+    assert "\x1b[2K" in text[:begin] or "prove ..." not in text  # the line of progress is erased
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text[begin:])
+    assert max(map(len, plain.splitlines())) <= 80
+    assert "22 regions would fold" in plain

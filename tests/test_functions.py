@@ -71,7 +71,7 @@ def test_a_model_in_which_nothing_folds_stays_as_it_was(tmp_path):
 def test_the_option(tmp_path, capsys):
     path = tmp_path / "in.onnx"
     onnx.save(model_with_function(), path)
-    assert len(inspect(path, inline_functions=True).folds) == 2
+    assert len(inspect(path, Options(inline_functions=True)).folds) == 2
     assert cli.main(["optimize", str(path), "--inline-functions"]) == 0
     assert "Conv" in capsys.readouterr().out
     assert not onnx.load(path.with_suffix(".rep.onnx")).functions

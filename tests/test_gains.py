@@ -118,11 +118,11 @@ def test_totals_at_dynamic_sizes():
     model = block(shape=("n", 8, "h", "w"))
     found = onnxrep.inspect(model).totals_before
     assert (found.macs, found.unknown, found.shapes) == (None, 2, {})
-    found = onnxrep.inspect(model, input_shapes={"x": (2, 8, 4, 5)}).totals_before
+    found = onnxrep.inspect(model, onnxrep.Options(input_shapes={"x": (2, 8, 4, 5)})).totals_before
     assert (found.macs, found.assumed) == (2 * 20 * 640, False)
     for shapes in ({"y": (1, 8, 4, 4)}, {"x": (1, 9, 4, 4)}, {"x": (1, 8)}):
         with pytest.raises(UsageError, match="--input-shape"):
-            onnxrep.inspect(model, input_shapes=shapes)
+            onnxrep.inspect(model, onnxrep.Options(input_shapes=shapes))
 
 
 def test_totals_of_products_and_transposed_convolutions():
@@ -148,7 +148,7 @@ def test_what_is_in_a_body_counts_as_unknown():
 def test_totals_of_real_exports(name):
     model = skeletons.fill(name)
     (value,) = model.graph.input
-    report = onnxrep.inspect(model, input_shapes={value.name: (1, 3, 320, 320)})
+    report = onnxrep.inspect(model, onnxrep.Options(input_shapes={value.name: (1, 3, 320, 320)}))
     before, after = report.totals_before, report.totals_after
     assert 0 < after.macs < before.macs
     assert 0 < after.parameters < before.parameters

@@ -141,7 +141,7 @@ def _work(task: Mapping[str, Any], record: Record) -> None:
     if not _limit("RLIMIT_FSIZE", 4 * (len(source.data) + source.external_size) + _BESIDES):
         record["lacking"].append("RLIMIT_FSIZE")
     if task["root"] is None:
-        report = pipeline.inspect(source, inline_functions=options.inline_functions)
+        report = pipeline.inspect(source, options)
     else:
         target = Path(task["root"], task["model"])
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +167,7 @@ def _options(task: Mapping[str, Any]) -> pipeline.Options:
     given = dict(task["options"])
     given["input_shapes"] = {name: tuple(shape) for name, shape in given["input_shapes"].items()}
     given["input_ranges"] = {name: tuple(limits) for name, limits in given["input_ranges"].items()}
+    given |= {name: tuple(given[name]) for name in ("only_nodes", "exclude_nodes", "kinds")}
     given["input_data"] = Path(given["input_data"]) if given["input_data"] else None
     given["custom_ops_lib"] = tuple(map(Path, given["custom_ops_lib"]))
     return pipeline.Options(**given, threads=task["threads"])
@@ -179,7 +180,7 @@ def _location(tensor: Any) -> str:
 
 def _key(source: files.ModelFile, options: pipeline.Options) -> str:
     """Return the hash of all that the result depends on."""
-    given = {name: value for name, value in vars(options).items() if name != "threads"}
+    given = {name: value for name, value in vars(options).items() if name not in ("threads", "select")}
     if options.input_data is not None:
         given["input_data"] = _hash(options.input_data)
     given["custom_ops_lib"] = [_hash(path) for path in options.custom_ops_lib]

@@ -39,7 +39,8 @@ class BatchOptions:
 
     Attributes:
         verify, provider, input_shapes, input_ranges, input_data, allow_unverified, inline_functions, external_data,
-        follow_symlinks, hf_cache, custom_ops_lib: for each model; see :class:`onnxrep.pipeline.Options`.
+        follow_symlinks, hf_cache, custom_ops_lib, only_nodes, exclude_nodes, kinds: for each model; see
+            :class:`onnxrep.pipeline.Options`.
         include, exclude: patterns for the models' relative paths; see :func:`onnxrep.batch.discover.find`.
         jobs: models at a time; 0 for one per core.
         threads: for ONNX Runtime, per model; 0 for an equal share of the cores.
@@ -61,6 +62,9 @@ class BatchOptions:
     follow_symlinks: bool = False
     hf_cache: bool = False
     custom_ops_lib: tuple[Path, ...] = ()
+    only_nodes: tuple[str, ...] = ()
+    exclude_nodes: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     jobs: int = 0
@@ -77,7 +81,8 @@ class BatchOptions:
         data = None if self.input_data is None else str(self.input_data.absolute())
         pairs = {name: {k: list(v) for k, v in given[name].items()} for name in ("input_shapes", "input_ranges")}
         libraries = [str(path.absolute()) for path in self.custom_ops_lib]
-        return given | pairs | {"input_data": data, "custom_ops_lib": libraries}
+        names = {name: list(given[name]) for name in ("only_nodes", "exclude_nodes", "kinds")}
+        return given | pairs | names | {"input_data": data, "custom_ops_lib": libraries}
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 from onnxrep import __version__
 from onnxrep.cli import batch, bench, inspect, optimize, verify
-from onnxrep.cli.shared import Parser
+from onnxrep.cli.shared import Parser, complain
 from onnxrep.errors import OnnxrepError
-from onnxrep.escape import one_line
 
 INTERRUPTED = 130
 
@@ -23,28 +22,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OnnxrepError as error:
         if options.debug:
             raise
-        _complain(str(error))
+        complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        _complain("interrupted")
+        complain("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output is gone
         return 1
     except MemoryError:
-        _complain("out of memory")
+        complain("out of memory")
         return 1
     except Exception as error:
         if options.debug:
             raise
-        _complain(f"internal error, please report it: {type(error).__name__}: {error} (--debug shows where)")
+        complain(f"internal error, please report it: {type(error).__name__}: {error} (--debug shows where)")
         return 1
     return code
-
-
-def _complain(text: str) -> None:
-    """Print one line to stderr."""
-    print(f"onnxrep: {one_line(text)}", file=sys.stderr)  # noqa: T201
 
 
 def parser() -> Parser:

@@ -5,7 +5,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from onnxrep.cli.shared import Parser, check_apart, checking, common, console, folding, options_of, reading, writing
+from onnxrep.cli.progress import stages
+from onnxrep.cli.shared import (
+    Parser,
+    check_apart,
+    checking,
+    common,
+    console,
+    folding,
+    options_of,
+    reading,
+    warn_of_unmatched,
+    writing,
+)
 from onnxrep.errors import UsageError
 
 
@@ -55,9 +67,13 @@ def run(arguments: argparse.Namespace) -> int:
         files.check_target(arguments.report, arguments.follow_symlinks)
         check_apart(arguments.report, arguments.model, output)
     options = options_of(arguments)
-    result = pipeline.optimize(arguments.model, output, options, keep_unchanged=bool(arguments.output))
+    with stages() as progress:
+        result = pipeline.optimize(
+            arguments.model, output, options, keep_unchanged=bool(arguments.output), progress=progress
+        )
     if arguments.report:
         files.write_bytes(arguments.report, result.report.to_json().encode())
     text.show(result.report, console(), arguments.verbose)
+    warn_of_unmatched(result.report.unmatched)
     good = result.ok or (result.status == "unverified" and options.allow_unverified)
     return 0 if good else 1

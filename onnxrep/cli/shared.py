@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from onnxrep.errors import UsageError
 from onnxrep.escape import one_line
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from onnxrep.pipeline import Options
+
+
+_ENDLESS = 1 << 16
+"""Columns of an output that is no terminal."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,13 +57,24 @@ def folding(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="replace calls of the model's local functions by their bodies, so that these can fold too",
     )
-
-
-def checking(parser: argparse.ArgumentParser, threads: str = "its own choice") -> None:
-    """Add what commands that run models know."""
+    names = "whose name, or the name of whose output, matches PATTERN (as '/backbone/*'); may be repeated"
     parser.add_argument(
-        "--provider", choices=("cpu", "cuda"), default="cpu", help="where both models run for the check (default: cpu)"
+        "--only", action="append", default=[], metavar="PATTERN", help=f"fold only where there is a node {names}"
     )
+    parser.add_argument(
+        "--except", action="append", default=[], metavar="PATTERN", dest="spared", help=f"leave alone the nodes {names}"
+    )
+    parser.add_argument(
+        "--kind",
+        action="append",
+        default=[],
+        choices=("merge", "fuse"),
+        help="fold only parallel branches (merge) or only nodes in sequence (fuse)",
+    )
+
+
+def shaping(parser: argparse.ArgumentParser) -> None:
+    """Add what commands that need sizes know."""
     parser.add_argument(
         "--input-shape",
         action="append",
@@ -66,6 +82,14 @@ def checking(parser: argparse.ArgumentParser, threads: str = "its own choice") -
         metavar="NAME:1,3,224,224",
         help="shape of an input with dynamic dimensions; may be repeated",
     )
+
+
+def checking(parser: argparse.ArgumentParser, threads: str = "its own choice") -> None:
+    """Add what commands that run models know."""
+    parser.add_argument(
+        "--provider", choices=("cpu", "cuda"), default="cpu", help="where both models run for the check (default: cpu)"
+    )
+    shaping(parser)
     parser.add_argument(
         "--input-range",
         action="append",
@@ -121,10 +145,33 @@ def amount(text: str) -> float:
 
 
 def console() -> Console:
-    """Return the console for results; wide lines are not broken where nobody looks."""
+    """Return the console for results; lines are neither broken nor cut where nobody looks.
+
+    rich itself honours NO_COLOR, FORCE_COLOR and TERM=dumb.
+    """
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=160, no_color=True)
+    return Console() if sys.stdout.isatty() else Console(width=_ENDLESS)
+
+
+def complain(text: str) -> None:
+    """Print one line to stderr."""
+    print(f"onnxrep: {one_line(text)}", file=sys.stderr)  # noqa: T201
+
+
+def warn_of_unmatched(patterns: Sequence[str]) -> None:
+    """Say which patterns match nothing: a slip of the pen must not pass for a choice."""
+    for pattern in patterns:
+        complain(f"warning: no node has a name or an output that matches {pattern!r}; names are as Netron shows them")
+
+
+def selection(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that choose regions."""
+    return {
+        "only_nodes": tuple(getattr(arguments, "only", ())),
+        "exclude_nodes": tuple(getattr(arguments, "spared", ())),
+        "kinds": tuple(getattr(arguments, "kind", ())),
+    }
 
 
 def options_of(arguments: argparse.Namespace) -> Options:
@@ -143,6 +190,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
         follow_symlinks=getattr(arguments, "follow_symlinks", False),
         hf_cache=arguments.hf_cache,
         custom_ops_lib=tuple(arguments.custom_ops_lib),
+        **selection(arguments),
         threads=arguments.threads,
         bench=getattr(arguments, "bench", False),
         tune=getattr(arguments, "tune", False),

@@ -6,7 +6,7 @@ A region hangs from a root value. Planning happens without numbers (:mod:`~onnxr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from onnxrep.lift import Decline, Facts
 from onnxrep.plan.expansion import Expander
@@ -23,15 +23,25 @@ __all__ = ["Origin", "Planner", "Refusal", "Region", "Step", "Summand", "shared_
 class Planner:
     """Finds the regions of one scope. Pure: it proposes, :func:`onnxrep.graph.commit` disposes."""
 
-    def __init__(self, facts: Facts, skipped: Collection[str] = (), apart: Collection[str] = ()) -> None:
-        """``skipped``: values that no region may make or look through; ``apart``: those that some reader must keep."""
+    def __init__(
+        self,
+        facts: Facts,
+        skipped: Collection[str] = (),
+        apart: Collection[str] = (),
+        excluded: Mapping[str, str] | None = None,
+    ) -> None:
+        """Plan one scope.
+
+        ``skipped``: values that no region may make or look through; ``apart``: those that some reader must keep;
+        ``excluded``: like ``skipped``, each with the reason that the caller gave.
+        """
         self._views = Views(facts)
         self._explain = Explainer(self._views)
         expander = Expander(self._views, self._explain.note)
         self._search = Searcher(self._views, expander)
         self._evaluator = Evaluator(self._views, expander)
         self._hopeless: set[View] = set()
-        self._skipped, self._apart = skipped, apart
+        self._skipped, self._apart, self._excluded = skipped, apart, excluded or {}
         self._roots: set[str] = set()
         self._removed: set[int] = set()
         self._needed: set[str] = set()
@@ -40,6 +50,9 @@ class Planner:
         """Yield the regions worth replacing, last one first; no two remove the same node."""
         for view in ((value, layout) for value in self._skipped for layout in self._views.layouts):
             self._views.forbid(view, Decline("constant"))
+        for value, why in self._excluded.items():
+            for layout in self._views.layouts:
+                self._views.forbid((value, layout), Decline("excluded", why))
         anchored = self._views.anchored
         if any(anchored.values()):
             self._views.shared, self._views.whole = find_shared(self._views, self._apart)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -121,10 +121,17 @@ class Verdict:
         return max(judged, key=lambda f: (f.status == "different", f.ratio / f.limit if f.limit else 0.0), default=None)
 
 
-def check(before: Side, after: Side, runtime: Runtime, wishes: Wishes, folded: Sequence[str] = ()) -> Verdict:
+def check(
+    before: Side,
+    after: Side,
+    runtime: Runtime,
+    wishes: Wishes,
+    folded: Sequence[str] = (),
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Verdict:
     """Judge whether two models are the same function.
 
-    ``folded``: values of the new model that folds made, if they are known.
+    ``folded``: values of the new model that folds made, if they are known. ``progress``: is told each input set.
 
     Raises:
         UsageError: the user's shapes or data do not fit the model.
@@ -135,7 +142,7 @@ def check(before: Side, after: Side, runtime: Runtime, wishes: Wishes, folded: S
     if fault:
         return Verdict("rejected", f"interface: {fault}", provider=runtime.provider)
     wishes = replace(wishes, ranges={**declared_ranges(before.model), **wishes.ranges})
-    return _Check(before, after, runtime, wishes, folded).verdict()
+    return _Check(before, after, runtime, wishes, folded, progress).verdict()
 
 
 def interface_fault(before: onnx.ModelProto, after: onnx.ModelProto) -> str:
@@ -159,7 +166,16 @@ def _interface(model: onnx.ModelProto, kind: str) -> list[onnx.ValueInfoProto]:
 class _Check:
     """One run of the check."""
 
-    def __init__(self, before: Side, after: Side, runtime: Runtime, wishes: Wishes, folded: Sequence[str]) -> None:
+    def __init__(
+        self,
+        before: Side,
+        after: Side,
+        runtime: Runtime,
+        wishes: Wishes,
+        folded: Sequence[str],
+        progress: Callable[[str], None],
+    ) -> None:
+        self._progress = progress
         self._before, self._after, self._runtime, self._wishes = before, after, runtime, wishes
         small = before.data is not None or before.model.ByteSize() <= LARGEST_MESSAGE
         self._seed = seed_of(before.serialized) if small else 0
@@ -212,7 +228,8 @@ class _Check:
             self._inside = [name for name in cropped(before.model) if dynamic and name not in self._extra]
             watched = before.with_outputs([*self._extra, *self._inside])
             self._judging = self._runtime.session(watched, "off", before.folder) if self._inside else old[0]
-            for inputs in self._input_sets():
+            for count, inputs in enumerate(self._input_sets(), 1):
+                self._progress(f"verify on input set {count}")
                 stop = self._run(inputs, old * self._repeats, new * self._repeats)
                 if stop is not None:
                     return stop

@@ -323,6 +323,7 @@ class Report:
         counts_before, counts_after: op type -> number of nodes, subgraphs included.
         bytes_before, bytes_after: size of the weights.
         totals_before, totals_after: parameters and arithmetic of the whole model.
+        unmatched: patterns of the caller that match no node.
         folds, refusals: what was done, and what was left alone and why.
         verification: None if it was not run.
         seconds: per stage.
@@ -355,6 +356,7 @@ class Report:
     totals_before: Totals | None = None
     totals_after: Totals | None = None
     tuning: Tuning | None = None
+    unmatched: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, with the schema version first."""

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
-from rich import markup
 from rich.console import Console
 from rich.table import Table
 
-from onnxrep.escape import printable
+from onnxrep.reasons import REMEDIES
 from onnxrep.report import latency
-from onnxrep.report.records import Emitted, Report, Verification
+from onnxrep.report.lines import amount, change, counted, say, shown, size
+from onnxrep.report.records import Emitted, Fold, Report, Totals, Verification
 
 _COUNTED = ("Conv", "ConvTranspose", "BatchNormalization", "Add", "Mul")
+_GROUPS_SHOWN = 4
+_PLACES_SHOWN = 3
 _STYLE = {"verified": "green", "rejected": "red", "unverified": "yellow", "folded": "green", "unchanged": "cyan"}
-
-
-def _shown(text: str) -> str:
-    """Return text of others as it may go to a terminal: no control characters, and no markup."""
-    return markup.escape(printable(text))
 
 
 def show(report: Report, console: Console, verbose: bool = False) -> None:
     """Print what happened to one model."""
-    _title(report.input, console)
-    _counts(report, console)
-    _folds(report, console, verbose)
-    _refusals(report, console, verbose)
+    title(report.input, console)
+    counts(report, console)
+    folds(report, console, verbose)
+    refusals(report, console, verbose)
     if report.verification is not None:
         show_verification(report.verification, console, verbose)
     elif report.status == "folded":
@@ -38,76 +36,111 @@ def show(report: Report, console: Console, verbose: bool = False) -> None:
     _outcome(report, console)
 
 
-def show_plan(report: Report, console: Console, verbose: bool = False) -> None:
-    """Print what would happen to a model."""
-    _title(report.input, console)
-    _counts(report, console)
-    _folds(report, console, verbose)
-    _refusals(report, console, verbose)
-    if report.folds:
-        count = "1 region" if len(report.folds) == 1 else f"{len(report.folds)} regions"
-        console.print(f"{count} would fold; 'onnxrep optimize' does it", highlight=False)
-    else:
-        console.print("nothing folds in this model", highlight=False)
-
-
-def _title(name: str, console: Console) -> None:
+def title(name: str, console: Console) -> None:
     """Print which model this is about."""
-    console.print(f"[bold]{_shown(name or 'model in memory')}[/bold]", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{shown(name or 'model in memory')}[/bold]", highlight=False, soft_wrap=True)
 
 
-def _counts(report: Report, console: Console) -> None:
-    """Print op counts before and after, the convolution's kin first, then whatever else changed."""
+def counts(report: Report, console: Console) -> None:
+    """Print op counts before and after, the convolution's kin first, then whatever else changed, and the sizes."""
     before, after = report.counts_before, report.counts_after
     changed = [k for k in before.keys() | after.keys() if before.get(k, 0) != after.get(k, 0) and k not in _COUNTED]
     rows = [k for k in _COUNTED if before.get(k, 0) or after.get(k, 0)] + sorted(changed)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title, justify in (("ops", "left"), ("before", "right"), ("after", "right")):
-        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    table.add_column("ops")
+    for name in ("before", "after", ""):
+        table.add_column(name, justify="right")
     for op in rows:
         old, new = before.get(op, 0), after.get(op, 0)
-        table.add_row(_shown(op), str(old), f"[green]{new}[/green]" if new < old else str(new))
+        table.add_row(shown(op), str(old), f"[green]{new}[/green]" if new < old else str(new))
     table.add_row("all nodes", str(sum(before.values())), str(sum(after.values())))
-    table.add_row("weights", _size(report.bytes_before), _size(report.bytes_after))
+    old_size, new_size = report.totals_before, report.totals_after
+    if old_size is not None and new_size is not None:
+        both = old_size.parameters, new_size.parameters
+        table.add_row("parameters", *map(amount, both), change(*both))
+        if old_size.macs is not None and new_size.macs is not None:
+            macs = old_size.macs, new_size.macs
+            table.add_row("multiply-adds", *map(amount, macs), change(*macs))
+    sizes = report.bytes_before, report.bytes_after
+    table.add_row("weights", *map(size, sizes), change(*sizes))
     console.print(table)
+    if old_size is not None and new_size is not None:
+        _circumstances(old_size, new_size, console)
 
 
-def _size(count: int) -> str:
-    """Return a size in the unit that fits."""
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+def _circumstances(before: Totals, after: Totals, console: Console) -> None:
+    """Print at which sizes arithmetic was counted, or why it was not."""
+    if before.macs is not None and after.macs is not None:
+        if before.macs:
+            shapes = ", ".join(f"{shown(n)} {'x'.join(map(str, dims))}" for n, dims in before.shapes.items())
+            assumed = " (batch size taken as 1; --input-shape takes others)" if before.assumed else ""
+            say(console, f"multiply-adds of one run at {shapes or 'fixed sizes'}{assumed}", style="dim")
+    else:
+        say(
+            console,
+            f"multiply-adds are not known: {counted(max(before.unknown, after.unknown), 'op')} of dynamic size or in a "
+            "body; --input-shape NAME:1,3,224,224 fixes sizes",
+            style="dim",
+        )
 
 
-def _folds(report: Report, console: Console, verbose: bool) -> None:
-    """Print folds by kind; each one if asked for."""
+def folds(report: Report, console: Console, verbose: bool, *, places: bool = False) -> None:
+    """Print folds by kind and by what became of what; with ``places`` where the first are, or with ``verbose`` all."""
     kinds = Counter(f.kind for f in report.folds)
     words = {"merge": "parallel branches merged into one", "fuse": "nodes in sequence fused into one"}
     for kind, count in sorted(kinds.items(), reverse=True):
-        console.print(f"{count} x {kind}: {words[kind]}", highlight=False)
+        say(console, f"[bold]{count} x {kind}[/]: {words[kind]}")
+        groups: dict[str, list[Fold]] = {}
+        for fold in report.folds:
+            if fold.kind == kind:
+                groups.setdefault(_recipe(fold), []).append(fold)
+        ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+        for recipe, mine in ordered if verbose or places else ordered[:_GROUPS_SHOWN]:
+            say(console, f"{len(mine)} x {recipe}", 2)
+            if verbose or places:
+                _places([fold.output for fold in mine], console, verbose)
+        if not (verbose or places) and len(ordered) > _GROUPS_SHOWN:
+            say(console, f"and {len(ordered) - _GROUPS_SHOWN} more forms (-v shows all)", 2, "dim")
     if report.folds:
         worst = max(fold.certificate.error for fold in report.folds)
         bound = max(fold.certificate.bound for fold in report.folds)
-        line = f"each proven in float64: off by {worst:.1g} of the magnitude of its terms at most (bound {bound:.0g})"
-        console.print(line, highlight=False, soft_wrap=True)
-    if verbose:
-        for fold in report.folds:
-            old = " + ".join(f"{n} {op}" for op, n in Counter(r.op for r in fold.removed).items())
-            new = " + ".join(_emitted(e) for e in fold.emitted)
-            console.print(f"  {_shown(fold.output)}: {old} -> {new}", highlight=False, soft_wrap=True)
+        say(
+            console,
+            f"each proven in float64: off by {worst:.1g} of the magnitude of its terms at most (bound {bound:.0g})",
+        )
+
+
+def _recipe(fold: Fold) -> str:
+    """Return what a fold makes of what."""
+    counted_ops = Counter(r.op for r in fold.removed)
+    ordered = sorted(counted_ops, key=lambda op: (_COUNTED.index(op) if op in _COUNTED else len(_COUNTED), op))
+    old = " + ".join(f"{counted_ops[op]} {shown(op)}" for op in ordered)
+    return f"{old} -> {' + '.join(_emitted(e) for e in fold.emitted)}"
+
+
+def _places(names: Sequence[str], console: Console, verbose: bool) -> None:
+    """Print the first of some names, or all."""
+    for name in names if verbose else names[:_PLACES_SHOWN]:
+        console.print(f"      {shown(name)}", highlight=False, style="dim", soft_wrap=True)
+    if not verbose and len(names) > _PLACES_SHOWN:
+        say(console, f"and {len(names) - _PLACES_SHOWN} more (-v shows all)", 6, "dim")
 
 
 def _emitted(node: Emitted) -> str:
     """Return a new node in a few words."""
     if not node.kernel_shape:
         return node.op
-    group = f" in {node.group} groups" if node.group > 1 else ""
+    group = " in groups" if node.group > 1 else ""
+    if node.channels is not None and node.group == node.channels[0] > 1:
+        group = " depthwise"
     return f"{node.op} {'x'.join(map(str, node.kernel_shape))}{group}"
 
 
-def _refusals(report: Report, console: Console, verbose: bool) -> None:
-    """Print what was left alone, grouped by reason."""
+def refusals(report: Report, console: Console, verbose: bool) -> None:
+    """Print what was left alone, grouped by reason, and what can be done about it."""
     if not report.refusals:
         return
-    console.print("left alone:", style="bold")
+    say(console, "[bold]left alone:[/]")
     by_code: dict[str, list[str]] = {}
     meaning = {}
     for refusal in report.refusals:
@@ -115,11 +148,13 @@ def _refusals(report: Report, console: Console, verbose: bool) -> None:
         by_code.setdefault(refusal.code, []).append(f"{place}{refusal.node.name}: {refusal.detail}")
         meaning[refusal.code] = refusal.meaning
     for code, lines in sorted(by_code.items(), key=lambda item: -len(item[1])):
-        console.print(f"  {len(lines)} x {code}: {meaning[code]}", highlight=False, soft_wrap=True)
+        say(console, f"{len(lines)} x [yellow]{code}[/]: {meaning[code]}", 2)
         for line in lines if verbose else lines[:1]:
-            console.print(f"      {_shown(line)}", highlight=False, style="dim", soft_wrap=True)
+            say(console, shown(line), 6, "dim")
         if not verbose and len(lines) > 1:
-            console.print(f"      and {len(lines) - 1} more (-v shows all)", highlight=False, style="dim")
+            say(console, f"and {len(lines) - 1} more (-v shows all)", 6, "dim")
+        if code in REMEDIES:
+            say(console, f"what to do: {REMEDIES[code]}", 6)
 
 
 def show_verification(verification: Verification, console: Console, verbose: bool = False) -> None:
@@ -127,8 +162,8 @@ def show_verification(verification: Verification, console: Console, verbose: boo
     style = _STYLE[verification.verdict]
     line = f"[{style}]{verification.verdict}[/{style}]"
     if verification.reason:
-        line += f": {_shown(verification.reason)}"
-    console.print(line, highlight=False, soft_wrap=True)
+        line += f": {shown(verification.reason)}"
+    say(console, line)
     judged = [o for o in verification.outputs if o.status in ("same", "different")]
     worst = max(judged, key=lambda o: o.ratio / o.limit if o.limit else 0.0, default=None)
     if worst is not None:
@@ -138,31 +173,31 @@ def show_verification(verification: Verification, console: Console, verbose: boo
             judged_by += f", which is {own:.1g} of the output"
         else:
             judged_by = f"off by {worst.error_after / worst.rms if worst.rms else 0.0:.1g} of the output"
-        console.print(
-            f"  worst output {_shown(worst.output)} on {_shown(worst.inputs)}: {judged_by};"
+        say(
+            console,
+            f"worst output {shown(worst.output)} on {shown(worst.inputs)}: {judged_by};"
             f" largest difference {worst.max_difference:.3g} at values up to {worst.largest:.3g}",
-            highlight=False,
-            soft_wrap=True,
+            2,
         )
     sets, levels = len(verification.inputs), " and ".join(verification.levels)
     if sets:
-        console.print(
-            f"  {sets} input sets, ONNX Runtime on {verification.provider} with optimizations {levels},"
+        say(
+            console,
+            f"{sets} input sets, ONNX Runtime on {verification.provider} with optimizations {levels},"
             " reference in float64",
-            highlight=False,
-            soft_wrap=True,
+            2,
         )
     if verbose:
         _figures(verification, console)
     if verification.unobserved:
-        console.print(
-            f"  {verification.unobserved} of {verification.channels} channels of folded regions were zero on every"
+        say(
+            console,
+            f"{verification.unobserved} of {verification.channels} channels of folded regions were zero on every"
             " input: their own proofs cover them",
-            highlight=False,
-            soft_wrap=True,
+            2,
         )
     for note in verification.notes:
-        console.print(f"  {_shown(note)}", highlight=False, soft_wrap=True)
+        say(console, shown(note), 2)
 
 
 def _figures(verification: Verification, console: Console) -> None:
@@ -172,7 +207,7 @@ def _figures(verification: Verification, console: Console) -> None:
         table.add_column(title, overflow="fold")
     for o in verification.outputs:
         errors = (f"{o.error_before:.3g}", f"{o.error_after:.3g}", f"{o.ratio:.2f}", f"{o.limit:.2f}")
-        table.add_row(_shown(o.output), _shown(o.inputs), o.status, *errors, f"{o.max_difference:.3g}")
+        table.add_row(shown(o.output), shown(o.inputs), o.status, *errors, f"{o.max_difference:.3g}")
     console.print(table)
 
 
@@ -180,9 +215,9 @@ def _outcome(report: Report, console: Console) -> None:
     """Print where the file went, or why there is none."""
     if report.output:
         what = "written unchanged to" if report.status == "unchanged" else "written to"
-        console.print(f"{what} {_shown(report.output)}", highlight=False, soft_wrap=True)
+        console.print(f"{what} {shown(report.output)}", highlight=False, soft_wrap=True)
         for extra in report.written[:-1]:
-            console.print(f"  with its data in {_shown(extra)}", highlight=False, soft_wrap=True)
+            console.print(f"  with its data in {shown(extra)}", highlight=False, soft_wrap=True)
     elif report.status == "unchanged":
         console.print("nothing folds in this model; no file was written", highlight=False)
     elif report.status in ("rejected", "unverified"):
