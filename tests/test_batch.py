@@ -540,7 +540,8 @@ def test_unverified_models_can_be_allowed(capsys, tmp_path):
 
 def test_what_one_model_can_be_told_all_of_them_can():
     timed = {"bench", "tune", "tune_cache"}  # times taken beside other models say nothing
-    assert {f.name for f in fields(Options)} - timed <= {f.name for f in fields(BatchOptions)}
+    code = {"select"}  # a function cannot go to other processes
+    assert {f.name for f in fields(Options)} - timed - code <= {f.name for f in fields(BatchOptions)}
 
 
 def test_options_reach_the_model(tmp_path):
@@ -559,3 +560,16 @@ def test_options_reach_the_model(tmp_path):
     assert record["options"]["input_shapes"] == {"x": [1, 4, 9, 9]}
     assert json.loads(json.dumps(record)) == record
     shutil.rmtree(tmp_path / "out")
+
+
+def test_what_is_excluded_is_part_of_what_was_done(tmp_path):
+    """Another choice of regions is another result, so the model is done again; the same choice stands."""
+    (tmp_path / "in").mkdir()
+    onnx.save(block(), tmp_path / "in/m.onnx")
+    places, all_ = ([tmp_path / "in"], tmp_path / "out"), {"exclude_nodes": ("*",)}
+    assert run_batch(*places, replace(OPTIONS, **all_)).counts == {"unchanged": 1}
+    again = run_batch(*places, replace(OPTIONS, **all_))
+    assert [o.resumed for o in again.outcomes] == [True]
+    for changes in ({}, {"kinds": ("merge",)}, {"only_nodes": ("*",)}):
+        found = run_batch(*places, replace(OPTIONS, **changes))
+        assert [(o.status, o.resumed) for o in found.outcomes] == [("folded", False)]

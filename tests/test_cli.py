@@ -53,7 +53,7 @@ def test_optimize_says_what_a_person_wants_to_know(capsys, block):
 
 def test_verbose_shows_every_fold(capsys, block):
     _, out, _ = call(capsys, "optimize", block, "-v")
-    assert "2 Conv + 3 BatchNormalization + 2 Add -> Conv 3" in out
+    assert "1 Conv 3 + 1 Conv 1 + 3 BatchNormalization + 2 Add -> Conv 3" in out
     assert "error before" in out
 
 
@@ -320,11 +320,11 @@ def test_inspect_is_a_gate(capsys, block):
 def test_inspect_says_what_would_be_gained(capsys, block):
     shape = ("--input-shape", "x:1,8,5")
     _, out, _ = call(capsys, "inspect", block, *shape)
-    rows = {line.split()[0]: line.split() for line in out.splitlines()[1:] if line}
+    rows = {line.split()[0]: line.split() for line in reversed(out.splitlines()[1:]) if line}
     assert rows["parameters"][-1] == "%"
     assert rows["multiply-adds"][-1] == "%"
     assert "multiply-adds of one run at x 1x8x5" in out
-    assert "1 x 2 Conv + 3 BatchNormalization + 2 Add -> Conv 3" in out
+    assert "1 x 1 Conv 3 + 1 Conv 1 + 3 BatchNormalization + 2 Add -> Conv 3" in out
     data = json.loads(call(capsys, "inspect", block, "--json", *shape)[1])
     assert data["totals_after"]["macs"] < data["totals_before"]["macs"]
     assert data["folds"][0]["ranges"][0]["sqnr"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ from rich.table import Table
 from onnxrep.reasons import REMEDIES
 from onnxrep.report import latency
 from onnxrep.report.lines import amount, change, counted, say, shown, size
-from onnxrep.report.records import Emitted, Fold, Report, Totals, Verification
+from onnxrep.report.records import Emitted, Fold, RegionNode, Report, Totals, Verification
 
 _COUNTED = ("Conv", "ConvTranspose", "BatchNormalization", "Add", "Mul")
 _GROUPS_SHOWN = 4
@@ -112,10 +113,17 @@ def folds(report: Report, console: Console, verbose: bool, *, places: bool = Fal
 
 def _recipe(fold: Fold) -> str:
     """Return what a fold makes of what."""
-    counted_ops = Counter(r.op for r in fold.removed)
-    ordered = sorted(counted_ops, key=lambda op: (_COUNTED.index(op) if op in _COUNTED else len(_COUNTED), op))
-    old = " + ".join(f"{counted_ops[op]} {shown(op)}" for op in ordered)
+    found = Counter(_ingredient(node) for node in fold.removed)
+    old = " + ".join(f"{n} {shown(words)}" for (_, words), n in sorted(found.items()))
     return f"{old} -> {' + '.join(_emitted(e) for e in fold.emitted)}"
+
+
+def _ingredient(node: RegionNode) -> tuple[tuple[int, int], str]:
+    """Return a node that went in in a few words, behind what sorts it: convolutions first, the largest in front."""
+    rank = _COUNTED.index(node.op) if node.op in _COUNTED else len(_COUNTED)
+    kernel = node.constants[0][2:] if node.op in ("Conv", "ConvTranspose") and node.constants else ()
+    words = f"{node.op} {'x'.join(map(str, kernel))}".rstrip()
+    return (rank, -math.prod(kernel)), words
 
 
 def _places(names: Sequence[str], console: Console, verbose: bool) -> None:
