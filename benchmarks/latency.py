@@ -27,6 +27,7 @@ from benchmarks import peers
 from benchmarks.latency_tables import show
 from models import skeletons
 from onnxrep import Options, machine, optimize
+from onnxrep.proof.errors import CannotRun
 from onnxrep.proof.inputs import Wishes, index_limits, usual_feeds
 from onnxrep.proof.sessions import Feeds, Runtime
 from onnxrep.timing.rounds import Budget, repeats_for, timed_rounds, warm_up
@@ -71,12 +72,21 @@ def prepare(name: str, deploy: str, python: Path | None) -> tuple[dict[str, Path
     optimize(export, found["ours"], Options(verify=False))
     for tool in peers.TOOLS:
         target = folder / f"{tool.replace(' ', '_')}.onnx"
-        fault = peers.write(tool, python, export, target)
+        fault = peers.write(tool, python, export, target) or _fault(target)
         if fault:
             missing[tool] = fault
         else:
             found[tool] = target
     return found, missing
+
+
+def _fault(path: Path) -> str:
+    """Return why ONNX Runtime does not load what a tool wrote, or nothing."""
+    try:
+        _RUNTIME.session(path, "all")
+    except CannotRun as error:
+        return f"does not load: {error}"
+    return ""
 
 
 def measure(files: Mapping[str, Path], seconds: float, openvino: bool) -> dict[str, Any]:
@@ -144,6 +154,7 @@ def main() -> int:
     parser.add_argument("--peers", type=Path, metavar="PYTHON", help="an interpreter that has the other tools")
     parser.add_argument("--seconds", type=float, default=20.0, help="for the rounds of one model")
     parser.add_argument("--again", action="store_true", help="measure what was measured before, too")
+    parser.add_argument("--prepare", action="store_true", help="only write the models to measure")
     parser.add_argument("--show", action="store_true", help="only print the tables, and draw the plot")
     parser.add_argument("--plot", type=Path, help="where to draw the plot (an .svg)")
     arguments = parser.parse_args()
@@ -153,6 +164,8 @@ def main() -> int:
         if target.exists() and not arguments.again:
             continue
         files, missing = prepare(name, deploy, arguments.peers)
+        if arguments.prepare:
+            continue
         found = measure(files, arguments.seconds, has_openvino())
         about = {"processor": machine.processor(), "onnxruntime": onnxruntime.__version__}
         target.write_text(json.dumps({"name": name, "deploy": deploy, "missing": missing, **about, **found}))
