@@ -63,8 +63,12 @@ mutants: env ## wrong folds: which the proof of each fold catches, which the end
 batch-faults: env ## 500 models with 40 faulty files in one run, and killed at random moments and resumed (about ten minutes)
 	$(BIN)/python -m tests.batch_faults
 
-bench: env ## what the proofs cost: tables of times (about two minutes)
+bench: env ## what the proofs cost, and latency over the zoo: tables of times (about ten minutes)
 	$(BIN)/python -m benchmarks.proof
+	$(MAKE) bench-latency
+
+bench-latency: env ## export, deploy form, ours and, with PEERS=PYTHON, what other tools make of the zoo, side by side
+	$(BIN)/python -m benchmarks.latency --again --seconds 8 $(if $(PEERS),--peers $(PEERS)) --plot build/latency.svg
 
 bench-external: env ## memory and time of a model with 2.3 GB of external data (needs 8 GB of disk)
 	$(BIN)/python -m benchmarks.external
@@ -85,5 +89,5 @@ changelog: env ## gather the fragments in changelog.d for a release: make change
 clean: ## remove what make made
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help env demo test lint types layers unit zoo zoo-half fuzz mutants batch-faults bench bench-external fuzz-reader
+.PHONY: help env demo test lint types layers unit zoo zoo-half fuzz mutants batch-faults bench bench-latency bench-external fuzz-reader
 .PHONY: blocks golden changelog clean

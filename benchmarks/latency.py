@@ -156,6 +156,7 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="measure what was measured before, too")
     parser.add_argument("--prepare", action="store_true", help="only write the models to measure")
     parser.add_argument("--show", action="store_true", help="only print the tables, and draw the plot")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a promise does not hold")
     parser.add_argument("--plot", type=Path, help="where to draw the plot (an .svg)")
     arguments = parser.parse_args()
     names = {n: d for n, d in cases().items() if any(fnmatch.fnmatch(n, f"{p}*") for p in arguments.patterns)}
@@ -171,7 +172,8 @@ def main() -> int:
         target.write_text(json.dumps({"name": name, "deploy": deploy, "missing": missing, **about, **found}))
         print(f"measured {name}", file=sys.stderr, flush=True)
     results = [json.loads(p.read_text()) for p in sorted(FOLDER.glob("*.json"))]
-    return show([r for r in results if r["name"] in names], arguments.plot)
+    faults = show([r for r in results if r["name"] in names], arguments.plot)
+    return int(arguments.strict and faults > 0)
 
 
 if __name__ == "__main__":

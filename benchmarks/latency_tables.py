@@ -24,7 +24,7 @@ def beside(result: Result, other: str, form: str = "ours") -> Ratio | None:
 
 
 def show(results: Sequence[Result], plot: Path | None) -> int:
-    """Print both tables and what they come to; return 1 if a promise does not hold."""
+    """Print both tables and what they come to; return how many promises do not hold."""
     if not results:
         print("nothing measured yet")
         return 1
@@ -33,7 +33,7 @@ def show(results: Sequence[Result], plot: Path | None) -> int:
     faults = _promises(results)
     if plot is not None:
         draw(results, plot)
-    return int(faults > 0)
+    return faults
 
 
 def _onnxruntime(results: Sequence[Result]) -> None:
