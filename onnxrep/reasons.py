@@ -35,6 +35,35 @@ REASONS: Mapping[str, str] = MappingProxyType(
 )
 """Codes of refusals that are reported."""
 
+ADVICE: Mapping[str, str] = MappingProxyType(
+    {
+        "border": "Nothing: merging would change pixels at the border. Padding by the first layer alone would allow it.",
+        "broadcast": "Export with fixed sizes, or run shape inference, so that the operands' shapes are known.",
+        "certificate": "Please report it, with the model if you can share it. This region was left as it was.",
+        "captured": "Nothing: the value is used inside an If, Loop or Scan.",
+        "graph-output": "Remove the inner value from the graph's outputs if nobody needs it.",
+        "local-function": "Try --inline-functions.",
+        "negative-variance": "Check the training: a variance below zero is a broken weight.",
+        "not-aligned": "Nothing: the branches cannot be added as one convolution.",
+        "not-constant": "If the value is in fact fixed, export it as an initializer.",
+        "not-finite": "Check the weights: NaN or infinity is mostly a broken training run.",
+        "not-per-channel": "Check the export if you meant a factor per channel: its shape should be [C,1,1].",
+        "old-opset": "Convert the model with onnx.version_converter, or export it again.",
+        "other-reader": "Nothing: the value is needed elsewhere too.",
+        "overflow": "Export in float32, or bfloat16: the merged weight is too large for this type.",
+        "overridable": "Export with keep_initializers_as_inputs=False if no caller feeds its own weights.",
+        "pool": "Nothing, unless count_include_pad was left off by mistake.",
+        "price": "Nothing: the model is faster as it is.",
+        "quantized": "Fold the float model first, and quantize afterwards.",
+        "training-mode": "Export after model.eval().",
+        "taken-back": "Please report it. The rest of the model was folded without it.",
+        "unknown-attribute": "Please report it if the op should fold.",
+        "unproven": "Export with a fixed size of the inputs.",
+        "unknown-shape": "Export with fixed sizes, or run shape inference.",
+    }
+)
+"""What a user can do about a refusal."""
+
 SILENT = frozenset(("constant", "not-linear"))
 """Codes that say only that an op is not of this algebra; they are not reported."""
 

@@ -89,12 +89,31 @@ def parsed(data: bytes) -> Record | None:
     return record if known else None
 
 
-def read(path: Path) -> Iterator[Record]:
-    """Yield the records of a journal in order; torn lines and records of another schema are left out."""
+def placed(path: Path) -> Iterator[tuple[int, Record]]:
+    """Yield the records of a journal in order, each with the offset of its line."""
     if not path.exists():
         return
     with path.open("rb") as file:
-        yield from filter(None, map(parsed, file))
+        place = 0
+        for data in file:
+            record = parsed(data)
+            if record is not None:
+                yield place, record
+            place += len(data)
+
+
+def at(path: Path, place: int) -> Record:
+    """Return the record whose line starts at an offset that :func:`placed` found."""
+    with path.open("rb") as file:
+        file.seek(place)
+        record = parsed(file.readline())
+    assert record is not None
+    return record
+
+
+def read(path: Path) -> Iterator[Record]:
+    """Yield the records of a journal in order; torn lines and records of another schema are left out."""
+    yield from (record for _, record in placed(path))
 
 
 def newest(path: Path) -> dict[str, Record]:
