@@ -79,6 +79,9 @@ fuzz-reader: env ## 2,000 damaged models: no traceback, no crash
 blocks: env ## write docs/blocks.md anew from the catalogue
 	$(BIN)/python -m models.blocks.table
 
+screenshots: env ## write docs/images anew: both pages and the terminal (needs Chromium; about three minutes)
+	$(BIN)/python -m docs.screenshots
+
 golden: env ## write the golden texts anew; review the difference
 	ONNXREP_GOLDEN=write $(BIN)/python -m pytest tests/test_golden.py
 	git diff --stat tests/golden
@@ -90,4 +93,4 @@ clean: ## remove what make made
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 .PHONY: help env demo test lint types layers unit zoo zoo-half fuzz mutants batch-faults bench bench-latency bench-external fuzz-reader
-.PHONY: blocks golden changelog clean
+.PHONY: screenshots blocks golden changelog clean

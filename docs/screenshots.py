@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from models import faulty, skeletons
+from models import skeletons
 from onnxrep import BatchOptions, Options, optimize, run_batch
 from onnxrep.batch import pages
 from onnxrep.report import page, text
@@ -25,7 +25,15 @@ if TYPE_CHECKING:
 
 IMAGES = Path(__file__).parent / "images"
 MODEL = "repvgg_a0/train_legacy_bn"
-ZOO = ("mmyolo_repvgg_alpha/train_legacy", "mobileone_s0/train_dynamic", "repghostnet_050/train_legacy")
+ZOO = (
+    "mmyolo_repvgg_alpha/train_legacy",
+    "mobileone_s0/train_dynamic",
+    "repghostnet_050/train_legacy",
+    "span_x2_f48/train_legacy",
+    "mmpose_rep_dil2/train_legacy",
+    "mmpose_rep_branchnorm/train_legacy",
+    "vit_tiny_patch16_224/train_legacy",
+)
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 
@@ -35,7 +43,9 @@ def chromium() -> str | None:
     return next(filter(None, map(shutil.which, _NAMES)), None)
 
 
-def shoot(browser: Browser, source: Path, target: Path, *, dark: bool = False, width: int = 1080, height: int = 1180) -> None:
+def shoot(
+    browser: Browser, source: Path, target: Path, *, dark: bool = False, width: int = 1080, height: int = 1180
+) -> None:
     """Write a picture of a page."""
     view = browser.new_page(viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light")
     view.goto(source.as_uri())
@@ -50,7 +60,7 @@ def terminal(model: Path, target: Path) -> None:
     with Path("/dev/null").open("w") as nowhere:
         console = Console(record=True, file=nowhere, width=110, force_terminal=True)
         console.print(f"$ onnxrep optimize {model.name}", highlight=False, style="bold")
-        report = optimize(model, model.with_suffix(".rep.onnx"), Options(bench=False)).report
+        report = optimize(model, model.with_suffix(".rep.onnx"), Options()).report
         text.show(report, console)
     drawn = console.export_svg(title="onnxrep").replace(f"{model.parent}/", "")
     target.write_text(drawn, "utf-8")
@@ -70,14 +80,17 @@ def main() -> None:
         report = optimize(model, folder / "repvgg_a0.rep.onnx", Options(bench=True)).report
         one = folder / "report.html"
         one.write_text(page.model(report), "utf-8")
-        shoot(browser, one, images / "report.png")
-        shoot(browser, one, images / "report-dark.png", dark=True)
+        shoot(browser, one, images / "report.png", (1080, 1180))
+        shoot(browser, one, images / "report-dark.png", (1080, 1180), dark=True)
         terminal(model, images / "terminal.svg")
-        faulty.write(folder / "zoo", models=12, faulty=4)
+        zoo = folder / "zoo"
+        zoo.mkdir()
         for each in ZOO:
-            onnx.save(skeletons.fill(each), folder / "zoo" / f"{each.partition('/')[0]}.onnx")
-        run_batch([folder / "zoo"], folder / "out", BatchOptions(timeout=60))
-        shoot(browser, pages.write(folder / "out"), images / "zoo.png", width=1320, height=900)
+            onnx.save(skeletons.fill(each), zoo / f"{each.partition('/')[0]}.onnx")
+        (zoo / "download-that-broke-off.onnx").write_bytes(model.read_bytes()[:100_000])
+        (zoo / "empty.onnx").touch()
+        run_batch([zoo], folder / "out", BatchOptions(timeout=60))
+        shoot(browser, pages.write(folder / "out"), images / "zoo.png", (1320, 760))
         browser.close()
 
 

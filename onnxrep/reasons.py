@@ -37,7 +37,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
 
 ADVICE: Mapping[str, str] = MappingProxyType(
     {
-        "border": "Nothing: merging would change pixels at the border. Padding by the first layer alone would allow it.",
+        "border": "Nothing: merging would change pixels at the border. Padding in the first layer alone would do.",
         "broadcast": "Export with fixed sizes, or run shape inference, so that the operands' shapes are known.",
         "certificate": "Please report it, with the model if you can share it. This region was left as it was.",
         "captured": "Nothing: the value is used inside an If, Loop or Scan.",

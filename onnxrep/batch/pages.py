@@ -8,9 +8,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from onnxrep import files
 from onnxrep.batch import journal
 from onnxrep.errors import OutputError
-from onnxrep import files
 from onnxrep.report import page, reading
 from onnxrep.report.records import Report
 

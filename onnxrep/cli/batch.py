@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
+from pathlib import Path
 
 from onnxrep.cli.shared import (
     Parser,
@@ -20,6 +22,7 @@ from onnxrep.cli.shared import (
     writing,
 )
 from onnxrep.errors import UsageError
+from onnxrep.escape import printable
 
 
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -74,6 +77,11 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
         "--retry-failed", action="store_true", help="try again what failed before, even if nothing changed since"
     )
     parser.add_argument("--no-verify", action="store_true", help="do not compare the models end to end")
+    parser.add_argument(
+        "--html",
+        action="store_true",
+        help="write OUT/onnxrep-batch.html over all models, and a page for each (needs onnxrep[html])",
+    )
     writing(parser)
     reading(parser)
     folding(parser)
@@ -93,6 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("name the folder for the results with -o, or use --dry-run")
     if arguments.dask and arguments.jobs:
         raise UsageError("--jobs is for this machine; with --dask, the workers' threads are the models at a time")
+    if arguments.html:
+        _check_pages(arguments.output, dry=arguments.dry_run)
     options = BatchOptions(
         verify=not arguments.no_verify,
         provider=arguments.provider,
@@ -120,4 +130,21 @@ def run(arguments: argparse.Namespace) -> int:
         watch = stack.enter_context(display.Watch(Console(stderr=True)))
         summary = run_batch(arguments.inputs, arguments.output, options, executor=executor, progress=watch.show)
     display.show(summary, console(), dry=arguments.dry_run)
+    if arguments.html:
+        from onnxrep.batch import pages
+
+        found = pages.write(Path(arguments.output), [o.model for o in summary.outcomes])
+        print(f"page written to {printable(str(found))}", file=sys.stderr)  # noqa: T201
     return 0 if summary.ok else 1
+
+
+def _check_pages(output: str | None, *, dry: bool) -> None:
+    """Check that the pages of a batch can be made: of records, which a dry run does not write, in a local folder."""
+    from onnxrep.batch import remote
+    from onnxrep.report import page
+
+    page.check()
+    if dry or output is None:
+        raise UsageError("--html is made of the records of a run, which --dry-run does not write")
+    if remote.is_url(output):
+        raise UsageError("--html writes to local folders only; leave it out where OUT is a URL")

@@ -10,15 +10,18 @@ from onnxrep.cli.progress import stages
 from onnxrep.cli.shared import (
     Parser,
     check_apart,
+    check_html,
     common,
     complain,
     console,
     folding,
+    html,
     reading,
     selection,
     shape,
     shaping,
     warn_of_unmatched,
+    write_html,
 )
 
 
@@ -29,6 +32,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="the .onnx file to read")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write everything as JSON")
+    html(parser)
     parser.add_argument(
         "--fail-if-foldable", action="store_true", help="exit with 1 if anything would fold: a gate for CI pipelines"
     )
@@ -42,11 +46,12 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run ``inspect``."""
     from onnxrep import files, pipeline
-    from onnxrep.report import plan
+    from onnxrep.report import page, plan
 
     if arguments.report:
         files.check_target(arguments.report)
         check_apart(arguments.report, arguments.model)
+    check_html(arguments.html, arguments.model, arguments.report)
     options = pipeline.Options(
         inline_functions=arguments.inline_functions,
         hf_cache=arguments.hf_cache,
@@ -62,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         plan.show(report, console(), arguments.verbose)
     warn_of_unmatched(report.unmatched)
+    if arguments.html:
+        write_html(arguments.html, page.model(report, planned=True))
     if arguments.fail_if_foldable and report.folds:
         name, count = arguments.model, len(report.folds)
         regions = "1 region" if count == 1 else f"{count} regions"

@@ -9,13 +9,16 @@ from onnxrep.cli.progress import stages
 from onnxrep.cli.shared import (
     Parser,
     check_apart,
+    check_html,
     checking,
     common,
     console,
     folding,
+    html,
     options_of,
     reading,
     warn_of_unmatched,
+    write_html,
     writing,
 )
 from onnxrep.errors import UsageError
@@ -46,6 +49,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     writing(parser)
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write everything about the run as JSON")
+    html(parser)
     reading(parser)
     folding(parser)
     checking(parser)
@@ -56,7 +60,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run ``optimize``."""
     from onnxrep import files, pipeline
-    from onnxrep.report import text
+    from onnxrep.report import page, text
 
     if not arguments.model.name:
         raise UsageError(f"{arguments.model}: is a folder; name one .onnx file")
@@ -66,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.report:
         files.check_target(arguments.report, arguments.follow_symlinks)
         check_apart(arguments.report, arguments.model, output)
+    check_html(arguments.html, arguments.model, output, arguments.report)
     options = options_of(arguments)
     with stages() as progress:
         result = pipeline.optimize(
@@ -75,5 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         files.write_bytes(arguments.report, result.report.to_json().encode())
     text.show(result.report, console(), arguments.verbose)
     warn_of_unmatched(result.report.unmatched)
+    if arguments.html:
+        write_html(arguments.html, page.model(result.report))
     good = result.ok or (result.status == "unverified" and options.allow_unverified)
     return 0 if good else 1

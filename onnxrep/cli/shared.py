@@ -222,7 +222,33 @@ def value_range(text: str) -> tuple[str, tuple[float, float]]:
     return name, (low, high)
 
 
-def check_apart(report: Path, *models: Path) -> None:
-    """Check that a report does not take the place of a model."""
+def html(parser: argparse.ArgumentParser) -> None:
+    """Add what commands that can write a page know."""
+    text = "write everything as a page for a browser: one file (needs onnxrep[html])"
+    parser.add_argument("--html", type=Path, metavar="FILE.html", help=text)
+
+
+def check_html(page: Path | None, *others: Path | None) -> None:
+    """Check, before any work is done, that a page can be made and written where it is wanted."""
+    from onnxrep import files
+    from onnxrep.report import page as pages
+
+    if page is not None:
+        pages.check()
+        files.check_target(page)
+        check_apart(page, *(path for path in others if path is not None), option="--html")
+
+
+def write_html(page: Path, text: str) -> None:
+    """Write a page, and say where it is."""
+    from onnxrep import files
+    from onnxrep.escape import printable
+
+    files.write_bytes(page, text.encode("utf-8", "backslashreplace"))
+    print(f"page written to {printable(str(page))}", file=sys.stderr)  # noqa: T201
+
+
+def check_apart(report: Path, *models: Path, option: str = "--report") -> None:
+    """Check that a report does not take the place of a model, or of another report."""
     if report.resolve() in [m.resolve() for m in models]:
-        raise UsageError(f"--report {report}: is a model of this run")
+        raise UsageError(f"{option} {report}: is a model or report of this run")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.util
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from onnxrep import __version__
 from onnxrep.errors import UsageError
 from onnxrep.escape import printable
 from onnxrep.report.records import Report, Verification
@@ -101,17 +101,27 @@ def _page(name: str, **values: Any) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_shown,
+        finalize=_Shown(),
     )
     environment.filters |= {"size": _size, "count": _count, "figure": _figure, "short": _short}
-    environment.globals |= {"version": __version__}
     text: str = environment.get_template(name).render(**values)
     return text
 
 
-def _shown(value: Any) -> Any:
-    """Return a value without control characters, which hostile names may hold."""
-    return printable(value) if type(value) is str and not value.isprintable() and "\n" not in value else value
+class _Shown:
+    """What a page does to every value that it shows: pictures get their number, and control characters are escaped."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+
+    def __call__(self, value: Any) -> Any:
+        from markupsafe import Markup
+
+        from onnxrep.report.page.canvas import PREFIX
+
+        if isinstance(value, Markup):
+            return value.replace(PREFIX, f"picture-{next(self._numbers)}") if value.startswith("<svg") else value
+        return printable(value) if isinstance(value, str) else value
 
 
 def _size(count: float) -> str:

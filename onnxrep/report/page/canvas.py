@@ -8,7 +8,6 @@ moment would see ours.
 from __future__ import annotations
 
 import io
-import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,10 +27,22 @@ INK, MUTED, LINE, ACCENT, SECOND, SURFACE, SOFT, BAD = (f"#0{n}0{n}0{n}" for n i
 HEAT = (0.16, 0.42, 0.85)
 """The one fixed colour, of heat maps: it stands out in both schemes, and its opacity says how strong a tap is."""
 
-_NAMES = dict(zip((INK, MUTED, LINE, ACCENT, SECOND, SURFACE, SOFT, BAD), "ink muted line accent second surface soft bad".split(), strict=True))
+_NAMES = {
+    INK: "ink",
+    MUTED: "muted",
+    LINE: "line",
+    ACCENT: "accent",
+    SECOND: "second",
+    SURFACE: "surface",
+    SOFT: "soft",
+    BAD: "bad",
+}
+_KEPT = ("backend", "webagg", "date")
 _SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "onnxrep", "image.composite_image": False, "text.usetex": False}
 _lock = threading.Lock()
-_numbers = itertools.count()
+
+PREFIX = "picture-of-this-page"
+"""What ids in a picture start with; a page puts a number there, so that each id is its only one."""
 
 
 class Picture:
@@ -41,7 +52,7 @@ class Picture:
         from matplotlib.figure import Figure
 
         self.width, self.height = width, height
-        self._figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="none")
+        self._figure = Figure(figsize=(width / 72, height / 72), dpi=72)
         self._figure.patch.set_visible(False)
         self.axes: Axes = self._figure.add_axes((0, 0, 1, 1))
         self.axes.set_axis_off()
@@ -70,7 +81,8 @@ class Picture:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
 
         file = io.StringIO()
-        FigureCanvasSVG(self._figure).print_svg(file, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        FigureCanvasSVG(self._figure).print_svg(file, metadata=nothing)  # type: ignore[no-untyped-call]
         return _inline(file.getvalue(), title, description, self.width, self.height)
 
 
@@ -79,16 +91,16 @@ def picture(width: float, height: float) -> Iterator[Picture]:
     """Give a picture to draw on, with settings that are not the caller's."""
     import matplotlib as mpl
 
+    settings: dict[Any, Any] = {k: v for k, v in mpl.rcParamsDefault.items() if not k.startswith(_KEPT)}
     with _lock, mpl.rc_context():
-        mpl.rcParams.update({k: v for k, v in mpl.rcParamsDefault.items() if not k.startswith(("backend", "webagg", "date"))})
-        mpl.rcParams.update(_SETTINGS)
+        mpl.rcParams.update(settings | _SETTINGS)
         yield Picture(width, height)
 
 
 def _inline(text: str, title: str, description: str, width: float, height: float) -> Markup:
     """Return an SVG file as an element of a page."""
     root = ElementTree.fromstring(text)  # noqa: S314  matplotlib wrote it
-    prefix = f"p{next(_numbers)}"
+    prefix = PREFIX
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag.endswith(("metadata", "style")):
@@ -97,7 +109,8 @@ def _inline(text: str, title: str, description: str, width: float, height: float
     used |= {v[5:-1] for e in root.iter() for v in e.attrib.values() if v.startswith("url(#")}
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
-        element.attrib = {k.rpartition("}")[2]: _value(k, v, prefix) for k, v in element.attrib.items() if k != "id" or v in used}
+        kept = {k: v for k, v in element.attrib.items() if k != "id" or v in used}
+        element.attrib = {k.rpartition("}")[2]: _value(k, v, prefix) for k, v in kept.items()}
     label = ElementTree.Element("title")
     label.text = printable(title)
     long = ElementTree.Element("desc")

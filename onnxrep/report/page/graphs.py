@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from markupsafe import Markup
 
@@ -36,7 +37,8 @@ class _Spot:
     x: float = 0.0
 
 
-def draw(boxes: Sequence[Box], sources: int, title: str, description: str) -> Markup:
+@lru_cache(256)
+def draw(boxes: tuple[Box, ...], sources: int, title: str, description: str) -> Markup:
     """Return the picture of a graph, from its sources at the top to its last node; empty if it is too large."""
     if len(boxes) + sources > _MOST:
         return Markup("")
@@ -148,5 +150,7 @@ def _edge(page: canvas.Picture, start: tuple[float, float], end: tuple[float, fl
     path = Path(points, [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4])
     style = "-|>,head_length=4,head_width=2.5" if arrow else "-"
     page.axes.add_patch(
-        FancyArrowPatch(path=path, arrowstyle=style, fill=arrow, edgecolor=canvas.MUTED, facecolor=canvas.MUTED, linewidth=1.1)
+        FancyArrowPatch(
+            path=path, arrowstyle=style, fill=arrow, edgecolor=canvas.MUTED, facecolor=canvas.MUTED, linewidth=1.1
+        )
     )

@@ -11,7 +11,7 @@ from onnxrep.report.page import canvas
 from onnxrep.report.page.canvas import picture
 from onnxrep.report.records import Comparison, Emitted, OutputCheck
 
-_SIDE, _GAP, _ACROSS = 58.0, 14.0, 8
+_SIDE, _GAP, _ACROSS = 58.0, 14.0, 5
 _MOST_KERNELS = 24
 _MOST_ROWS = 30
 _ROW = 26.0
@@ -71,13 +71,14 @@ def _kernel(page: canvas.Picture, node: Emitted, x: float, y: float) -> None:
 
 def errors(checks: Sequence[OutputCheck]) -> Markup:
     """Return the errors of both models against the reference, one row per output and input set, the worst first."""
-    rows = sorted((c for c in checks if _relative(c)), key=lambda c: -_strain(c))[:_MOST_ROWS]
+    measured = [(c, found) for c in checks if (found := _relative(c)) is not None]
+    rows = sorted(measured, key=lambda row: -_strain(row[0]))[:_MOST_ROWS]
     if not rows:
         return Markup("")
     left, width = 250.0, 760.0
     height = len(rows) * _ROW + 66
-    every = [value for c in rows for value in _relative(c) if value > 0]
-    low, high = math.floor(math.log10(min(every, default=1e-7)) - 0.2), math.ceil(math.log10(max(every, default=1e-6)) + 0.2)
+    every = [math.log10(value) for _, values in rows for value in values if value > 0] or [-7.0]
+    low, high = math.floor(min(every) - 0.2), math.ceil(max(every) + 0.2)
     with picture(width, height) as page:
         plot = page.plot(left, 34, width - left - 24, len(rows) * _ROW)
         plot.set_xlim(low, high)
@@ -85,17 +86,31 @@ def errors(checks: Sequence[OutputCheck]) -> Markup:
         step = max(1, (high - low) // 8)
         plot.set_xticks(range(low, high + 1, step), [_power(e) for e in range(low, high + 1, step)])
         plot.set_yticks([])
-        for row, check in enumerate(rows):
-            before, after, limit = (max(math.log10(v), low) if v > 0 else low for v in _relative(check))
+        for row, (check, figures) in enumerate(rows):
+            before, after, limit = (max(math.log10(v), low) if v > 0 else low for v in figures)
             bad = check.status == "different"
             plot.plot([min(before, after), max(before, after)], [row, row], color=canvas.LINE, linewidth=3)
             plot.plot([limit], [row], marker="|", markersize=15, color=canvas.BAD, markeredgewidth=2.2)
-            plot.plot([before], [row], marker="o", markersize=9, color=canvas.MUTED, markerfacecolor="none", markeredgewidth=1.6)
+            plot.plot(
+                [before],
+                [row],
+                marker="o",
+                markersize=9,
+                color=canvas.MUTED,
+                markerfacecolor="none",
+                markeredgewidth=1.6,
+            )
             plot.plot([after], [row], marker="o", markersize=6, color=canvas.BAD if bad else canvas.ACCENT)
             label = f"{_short(check.output, 18)} · {_short(check.inputs, 22)}"
             page.text(left - 10, 34 + (row + 0.5) * _ROW, label, 11, ha="right")
         _legend(page, left)
-        page.text(left + (width - left) / 2, height - 10, "error against float64, as a share of the output", 11, color=canvas.MUTED)
+        page.text(
+            left + (width - left) / 2,
+            height - 10,
+            "error against float64, as a share of the output",
+            11,
+            color=canvas.MUTED,
+        )
         return page.svg(
             "Error of both models against the reference",
             f"{len(rows)} rows, one per output and input set: the error of the original, that of the optimized model, "
@@ -148,10 +163,19 @@ def latency(found: Comparison) -> Markup:
                 plot.plot([end], [row], marker="|", markersize=9, color=canvas.INK, markeredgewidth=1.6)
             page.text(left - 10, 6 + (row + 0.6) / 2.2 * 76, word, 12, ha="right")
             page.text(width - 82, 6 + (row + 0.6) / 2.2 * 76, f"{median:.3g} ms", 12, ha="left")
-        page.text(left + (width - left - 90) / 2, 112, "milliseconds for one inference; the line is the middle half of all rounds", 11, color=canvas.MUTED)
+        page.text(
+            left + (width - left - 90) / 2,
+            112,
+            "milliseconds for one inference; the line is the middle half of all rounds",
+            11,
+            color=canvas.MUTED,
+        )
         return page.svg(
             "Time for one inference",
-            "; ".join(f"{word}: median {1e3 * t.median:.3g} ms, middle half {1e3 * t.low:.3g} to {1e3 * t.high:.3g} ms" for word, t, _ in both),
+            "; ".join(
+                f"{word}: median {1e3 * t.median:.3g} ms, middle half {1e3 * t.low:.3g} to {1e3 * t.high:.3g} ms"
+                for word, t, _ in both
+            ),
         )
 
 

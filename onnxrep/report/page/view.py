@@ -14,6 +14,8 @@ from onnxrep.report.page import graphs, plots
 from onnxrep.report.page.graphs import Box
 from onnxrep.report.records import Emitted, Fold, Refusal, RegionNode, Report
 
+_NONE = Markup()
+_TIMES = "\N{MULTIPLICATION SIGN}"
 _COUNTED = ("Conv", "ConvTranspose", "BatchNormalization", "Add", "Mul")
 
 
@@ -34,9 +36,9 @@ class Group:
     title: str
     merge: bool
     folds: list[Fold]
-    before: Markup = Markup("")
-    after: Markup = Markup("")
-    kernels: Markup = Markup("")
+    before: Markup = _NONE
+    after: Markup = _NONE
+    kernels: Markup = _NONE
     places: list[tuple[str, str, str]] = field(default_factory=list)
 
 
@@ -54,7 +56,9 @@ def summary(report: Report, *, planned: bool) -> Summary:
     """Say what became of a model."""
     count = len(report.folds)
     regions = "1 region" if count == 1 else f"{count} regions"
-    verdict, why = ("", "") if report.verification is None else (report.verification.verdict, report.verification.reason)
+    verdict, why = (
+        ("", "") if report.verification is None else (report.verification.verdict, report.verification.reason)
+    )
     if planned:
         if not count:
             return Summary("Nothing to fold", "note", "No region of this model can be merged. It stays as it is.")
@@ -125,7 +129,7 @@ def _group(folds: list[Fold]) -> Group:
     return group
 
 
-def _boxes(nodes: Sequence[RegionNode] | Sequence[Emitted], sources: Sequence[str]) -> tuple[Box, ...]:
+def _boxes(nodes: Sequence[RegionNode | Emitted], sources: Sequence[str]) -> tuple[Box, ...]:
     """Return nodes as boxes that read each other by number."""
     number = {name: -1 - place for place, name in enumerate(sources)}
     boxes = []
@@ -143,11 +147,11 @@ def _note(node: RegionNode | Emitted) -> str:
         several = node.op in ("Add", "Sub", "Mul", "Div")
         return "constant" if several and len(node.inputs) < 2 and node.constants else ""
     weight = next((dims for dims in node.constants if len(dims) > 2), ())
-    words = ["×".join(map(str, given.get("kernel_shape") or weight[2:]))]
+    words = [_TIMES.join(map(str, given.get("kernel_shape") or weight[2:]))]
     for name, short in (("strides", "/"), ("dilations", "dil ")):
         values = given.get(name) or ()
         if any(v != 1 for v in values):
-            words.append(short + "×".join(map(str, values if len(set(values)) > 1 else values[:1])))
+            words.append(short + _TIMES.join(map(str, values if len(set(values)) > 1 else values[:1])))
     group = given.get("group", 1)
     if group > 1:
         words.append("depthwise" if weight and weight[1] == 1 else "grouped")
