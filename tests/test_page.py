@@ -328,7 +328,7 @@ def test_commands_write_pages(capsys, tmp_path):
         assert f"<strong>{title}</strong>" in target.read_text()
     code, _, err = call(capsys, "optimize", path, "--html", new)
     assert code == 2
-    assert "is a model or report of this run" in err
+    assert "is a model of this run, or its report" in err
 
 
 def test_a_resumed_batch_shows_what_stands(capsys, tmp_path):
