@@ -13,6 +13,7 @@ from onnxrep.escape import printable
 from onnxrep.graph import DEFAULT_DOMAINS
 
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
+_BROKEN = "; the graph is broken: export the model again, or mend what edited it"
 
 
 def check(model: onnx.ModelProto, label: str) -> None:
@@ -25,19 +26,25 @@ def check(model: onnx.ModelProto, label: str) -> None:
     """
     if model.ir_version > onnx.IR_VERSION:
         raise UnsupportedModel(
-            f"{label}: IR version {model.ir_version}; the installed onnx knows up to {onnx.IR_VERSION}"
+            f"{label}: IR version {model.ir_version}; the installed onnx knows up to "
+            f"{onnx.IR_VERSION}: pip install --upgrade onnx"
         )
     versions = [o.version for o in model.opset_import if o.domain in DEFAULT_DOMAINS]
     if not model.HasField("graph") or not (model.graph.node or model.graph.output or model.graph.input):
         raise InvalidModel(f"{label}: no graph in it; not an ONNX model")
     if not model.opset_import:
-        raise InvalidModel(f"{label}: no opset import")
+        raise InvalidModel(f"{label}: no opset import; export the model again")
     if len(set(versions)) > 1:
-        raise InvalidModel(f"{label}: the default operator set is imported in versions {sorted(set(versions))}")
+        raise InvalidModel(
+            f"{label}: the default operator set is imported in versions {sorted(set(versions))}; export it again"
+        )
     if versions and versions[0] > NEWEST_OPSET:
-        raise UnsupportedModel(f"{label}: opset {versions[0]}; the installed onnx knows up to {NEWEST_OPSET}")
+        raise UnsupportedModel(
+            f"{label}: opset {versions[0]}; the installed onnx knows up to {NEWEST_OPSET}: pip install --upgrade onnx, "
+            "or export with an older opset"
+        )
     if versions and versions[0] < 1:
-        raise UnsupportedModel(f"{label}: opset {versions[0]}")
+        raise UnsupportedModel(f"{label}: opset {versions[0]}; export the model again with opset 7 or later")
     for function in model.functions:
         _check_names(function.node, (function.name, function.domain, *function.input, *function.output), label)
     pending: list[tuple[onnx.GraphProto, frozenset[str]]] = [(model.graph, frozenset())]
@@ -64,7 +71,7 @@ def _check_graph(graph: onnx.GraphProto, outer: frozenset[str], label: str) -> s
     for kind in ([v.name for v in graph.input], [t.name for t in graph.initializer]):
         if len(set(kind)) < len(kind):
             name = next(n for n, count in Counter(kind).items() if count > 1)
-            raise InvalidModel(f"{label}: {printable(name)} is declared twice")
+            raise InvalidModel(f"{label}: {printable(name)} is declared twice{_BROKEN}")
     makers: dict[str, int] = {}
     names: set[str] = set()
     for position, node in enumerate(graph.node):
@@ -73,17 +80,17 @@ def _check_graph(graph: onnx.GraphProto, outer: frozenset[str], label: str) -> s
         names.add(node.name)
         for output in filter(None, node.output):
             if output in makers or output in given:
-                raise InvalidModel(f"{label}: the value {printable(output)} is made twice")
+                raise InvalidModel(f"{label}: the value {printable(output)} is made twice{_BROKEN}")
             makers[output] = position
     known = given | makers.keys() | outer
     for node in graph.node:
         for name in filter(None, node.input):
             if name not in known:
                 where = printable(node.name or node.op_type)
-                raise InvalidModel(f"{label}: node {where} reads {printable(name)}, which nothing makes")
+                raise InvalidModel(f"{label}: node {where} reads {printable(name)}, which nothing makes{_BROKEN}")
     for value in graph.output:
         if value.name not in known:
-            raise InvalidModel(f"{label}: the output {printable(value.name)} is made by nothing")
+            raise InvalidModel(f"{label}: the output {printable(value.name)} is made by nothing{_BROKEN}")
     _sort(graph, makers, label)
     return given | makers.keys()
 
@@ -129,7 +136,9 @@ def _sort(graph: onnx.GraphProto, makers: dict[str, int], label: str) -> None:
                 ready.append(reader)
     if len(order) < len(needed):
         stuck = graph.node[next(p for p, count in enumerate(waiting) if count)]
-        raise InvalidModel(f"{label}: node {printable(stuck.name or stuck.op_type)} depends on itself (a cycle)")
+        raise InvalidModel(
+            f"{label}: node {printable(stuck.name or stuck.op_type)} depends on itself (a cycle){_BROKEN}"
+        )
     nodes = [graph.node[p] for p in order]
     del graph.node[:]
     graph.node.extend(nodes)

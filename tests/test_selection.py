@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 import onnxrep
+from models import skeletons
 from models.net import Net
 from onnxrep import passes, pipeline
 from onnxrep.errors import UsageError
@@ -134,6 +135,19 @@ def test_refusals_name_the_pattern():
     assert any(first[-2].name in detail for detail in details)
     assert report.unmatched == ("typo?",)
     assert report.options == {"exclude_nodes": [first[-2].name, "typo?"]}
+
+
+def test_what_is_excluded_is_refused_for_no_other_reason():
+    model, _ = two_blocks()
+    for options in (onnxrep.Options(only_nodes=["nothing"]), onnxrep.Options(exclude_nodes=["*"])):
+        report = onnxrep.inspect(model, options)
+        assert not report.folds
+        assert {r.code for r in report.refusals} == {"excluded"}
+    report = onnxrep.inspect(
+        skeletons.fill("mobileone_s0/train_dynamic"), onnxrep.Options(only_nodes=["*/stages.0.0/*"])
+    )
+    assert len(report.folds) == 1
+    assert {r.code for r in report.refusals} == {"excluded"}
 
 
 def test_wrong_calls():

@@ -91,3 +91,19 @@ def test_a_pool_that_rounds_up_has_the_size_that_the_runtime_gives_it(opset, len
     graph = infer(view)[id(view.scopes[0])]
     shapes = Shapes(view.scopes[0], Constants(view.scopes[0], graph, None, {}), graph, None)
     assert shapes.of("z") == (1, 1, size)
+
+
+def test_where_a_resize_goes_is_followed():
+    inputs = "float[1, 4, 6, 5] x"
+    scaled = """
+        none = Constant<value_floats=[0.0]>()  by = Constant<value_floats=[1.0, 1.0, 2.0, 3.0]>()
+        y = Resize<mode="nearest">(x, none, by)
+    """
+    assert shapes_of(scaled, inputs).of("y") == (1, 4, 12, 15)
+    assert shapes_of(scaled.replace("2.0, 3.0", "1.5, 3.0"), inputs).of("y") is None
+    assert shapes_of(scaled).of("y") is None
+    sized = """
+        none = Constant<value_floats=[0.0]>()  to = Constant<value_ints=[1, 4, 7, 9]>()
+        y = Resize<mode="nearest">(x, none, none, to)
+    """
+    assert shapes_of(sized, inputs).of("y") == (1, 4, 7, 9)

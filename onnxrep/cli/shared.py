@@ -251,4 +251,4 @@ def write_html(page: Path, text: str) -> None:
 def check_apart(report: Path, *models: Path, option: str = "--report") -> None:
     """Check that a report does not take the place of a model, or of another report."""
     if report.resolve() in [m.resolve() for m in models]:
-        raise UsageError(f"{option} {report}: is a model of this run, or its report")
+        raise UsageError(f"{option} {report}: is a model of this run, or its report; choose another name")

@@ -96,10 +96,12 @@ def read(path: Path, hf_cache: bool = False) -> ModelFile:
         with path.open("rb") as file:
             stamp = Stamp.of(os.fstat(file.fileno()))
             if stamp.size > LARGEST_MESSAGE:
-                raise InvalidModel(f"{path}: {stamp.size} bytes; an ONNX file ends at 2 GiB")
+                raise InvalidModel(
+                    f"{path}: {stamp.size} bytes; an ONNX file ends at 2 GiB; save it with external data"
+                )
             data = file.read(stamp.size + 1)
             if len(data) != stamp.size or Stamp.of(os.fstat(file.fileno())) != stamp:
-                raise OutputError(f"{path}: changed while it was read")
+                raise OutputError(f"{path}: changed while it was read; run it again when it is whole")
     except OSError as error:
         if isinstance(error, MissingInput | OutputError):
             raise
@@ -116,7 +118,7 @@ def parse(data: bytes, path: Path | None = None, stamp: Stamp | None = None, hf_
     """
     label = str(path) if path else "the model"
     if not data:
-        raise InvalidModel(f"{label}: empty file")
+        raise InvalidModel(f"{label}: empty file; the export or download did not finish")
     if data.startswith(_LFS):
         raise InvalidModel(f"{label}: a Git LFS pointer, not the model; run 'git lfs pull' first")
     model = onnx.ModelProto()

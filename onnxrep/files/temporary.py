@@ -37,7 +37,7 @@ def check_target(target: Path, follow_symlinks: bool = False) -> None:
         raise UsageError(f"{target}: is a symbolic link; --follow-symlinks writes through it")
     folder = target.resolve().parent
     if not folder.is_dir():
-        raise UsageError(f"{target}: the folder {folder} does not exist")
+        raise UsageError(f"{target}: the folder {folder} does not exist; make it first")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"{target}: the folder {folder} is not writable")
 

@@ -122,7 +122,7 @@ def check_inside(tensor: TensorProto, label: str) -> None:
         _check_typed(tensor, name, label)
     elif len(tensor.raw_data) != tensor_bytes(tensor) or not bits(tensor.data_type):
         raise InvalidModel(
-            f"{label}: tensor {name} has {len(tensor.raw_data)} bytes of data for dims {list(tensor.dims)}"
+            f"{label}: tensor {name} has {len(tensor.raw_data)} bytes of data for dims {list(tensor.dims)}: damaged"
         )
 
 
@@ -135,7 +135,7 @@ def _check_typed(tensor: TensorProto, name: str, label: str) -> None:
     if size < 8:
         wanted = -(-wanted * size // 8)
     if count != wanted or any(stored.values()):
-        raise InvalidModel(f"{label}: tensor {name} has {count} values for dims {list(tensor.dims)}")
+        raise InvalidModel(f"{label}: tensor {name} has {count} values for dims {list(tensor.dims)}: it is damaged")
 
 
 def check_sparse(sparse: onnx.SparseTensorProto, label: str) -> None:

@@ -130,7 +130,7 @@ def _check_source(source: ModelFile, target: Path) -> None:
     if source.path is None or not source.path.exists() or not target.exists() or not source.path.samefile(target):
         return
     if Stamp.of(target.stat()) != source.stamp:
-        raise OutputError(f"{target}: changed while it was folded in place; nothing was written")
+        raise OutputError(f"{target}: changed while it was folded in place; nothing was written; run it again")
 
 
 def _write_data(

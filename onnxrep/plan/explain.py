@@ -95,9 +95,10 @@ class Explainer:
 
     def refusals(self) -> list[Refusal]:
         """Return all refusals, those of single nodes included."""
+        excluded = {value for (value, _), decline in self._views.declined.items() if decline.code == "excluded"}
         for (value, _), decline in self._views.declined.items():
             position = self._views.position(value)
-            if decline.code in SILENT or self._is_lifted(value):
+            if decline.code in SILENT or self._is_lifted(value) or (value in excluded and decline.code != "excluded"):
                 continue
             if self._is_near(position, decline.code):
                 self.note(position, decline.code, decline.detail)

@@ -228,5 +228,7 @@ def _outcome(report: Report, console: Console) -> None:
             console.print(f"  with its data in {shown(extra)}", highlight=False, soft_wrap=True)
     elif report.status == "unchanged":
         console.print("nothing folds in this model; no file was written", highlight=False)
-    elif report.status in ("rejected", "unverified"):
-        console.print("no file was written", highlight=False)
+    elif report.status == "rejected":
+        say(console, "no file was written: please report it with the model; the original is as good as it was")
+    elif report.status == "unverified":
+        say(console, "no file was written: mend what kept the check from deciding, or take it with --allow-unverified")
