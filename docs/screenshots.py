@@ -43,11 +43,10 @@ def chromium() -> str | None:
     return next(filter(None, map(shutil.which, _NAMES)), None)
 
 
-def shoot(
-    browser: Browser, source: Path, target: Path, *, dark: bool = False, width: int = 1080, height: int = 1180
-) -> None:
-    """Write a picture of a page."""
-    view = browser.new_page(viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light")
+def shoot(browser: Browser, source: Path, target: Path, size: tuple[int, int], *, dark: bool = False) -> None:
+    """Write a picture of a page in a window of some size."""
+    window = {"width": size[0], "height": size[1]}
+    view = browser.new_page(viewport=window, color_scheme="dark" if dark else "light")  # type: ignore[arg-type]
     view.goto(source.as_uri())
     view.screenshot(path=target)
     view.close()
@@ -80,8 +79,8 @@ def main() -> None:
         report = optimize(model, folder / "repvgg_a0.rep.onnx", Options(bench=True)).report
         one = folder / "report.html"
         one.write_text(page.model(report), "utf-8")
-        shoot(browser, one, images / "report.png", (1080, 1180))
-        shoot(browser, one, images / "report-dark.png", (1080, 1180), dark=True)
+        shoot(browser, one, images / "report.png", (1080, 1330))
+        shoot(browser, one, images / "report-dark.png", (1080, 1330), dark=True)
         terminal(model, images / "terminal.svg")
         zoo = folder / "zoo"
         zoo.mkdir()

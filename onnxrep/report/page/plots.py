@@ -11,7 +11,7 @@ from onnxrep.report.page import canvas
 from onnxrep.report.page.canvas import picture
 from onnxrep.report.records import Comparison, Emitted, OutputCheck
 
-_SIDE, _GAP, _ACROSS = 58.0, 14.0, 5
+_SIDE, _GAP, _ACROSS = 58.0, 14.0, 4
 _MOST_KERNELS = 24
 _MOST_ROWS = 30
 _ROW = 26.0
