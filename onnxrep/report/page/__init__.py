@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -85,10 +86,8 @@ def zoo(rows: Sequence[Row]) -> str:
     """Return the page of a batch."""
     script = files(__package__).joinpath("templates/zoo.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    order = {row.status: 0 for row in rows}
-    for row in rows:
-        order[row.status] += 1
-    return _page("zoo.html", rows=rows, statuses=order, script=script, digest=digest)
+    statuses = dict(Counter(row.status for row in rows).most_common())
+    return _page("zoo.html", rows=rows, statuses=statuses, script=script, digest=digest)
 
 
 def _page(name: str, **values: Any) -> str:
