@@ -73,6 +73,12 @@ bench-latency: env ## export, deploy form, ours and, with PEERS=PYTHON, what oth
 bench-external: env ## memory and time of a model with 2.3 GB of external data (needs 8 GB of disk)
 	$(BIN)/python -m benchmarks.external
 
+bench-tool: env ## wall time and memory of the whole process beside other tools: make bench-tool PEERS=PYTHON (a few minutes)
+	$(BIN)/python -m benchmarks.tool $(if $(PEERS),--peers $(PEERS))
+
+bench-growth: env ## time per node at 1,000 to 60,000 nodes (a few minutes)
+	$(BIN)/python -m benchmarks.growth
+
 fuzz-reader: env ## 2,000 damaged models: no traceback, no crash
 	$(BIN)/python -m tests.fuzz_reader
 
@@ -93,4 +99,4 @@ clean: ## remove what make made
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 .PHONY: help env demo test lint types layers unit zoo zoo-half fuzz mutants batch-faults bench bench-latency bench-external fuzz-reader
-.PHONY: screenshots blocks golden changelog clean
+.PHONY: bench-tool bench-growth screenshots blocks golden changelog clean

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from statistics import median
@@ -60,17 +61,21 @@ def proof_seconds(model: onnx.ModelProto) -> tuple[float, str]:
 
 
 def seconds(model: onnx.ModelProto, options: Options) -> tuple[float, float]:
-    """Return the time of optimizing a model, and that of the inferences in it."""
-    inferences = 0.0
-    real = Session.run
+    """Return the time of optimizing a model, and that in which inferences run, one or several at once."""
+    inferences, running, since = 0.0, 0, 0.0
+    real, lock = Session.run, threading.Lock()
 
     def timed(self: Session, *arguments: Any) -> dict[str, Any]:
-        nonlocal inferences
-        start = time.perf_counter()
+        nonlocal inferences, running, since
+        with lock:
+            running += 1
+            since = time.perf_counter() if running == 1 else since
         try:
             return real(self, *arguments)
         finally:
-            inferences += time.perf_counter() - start
+            with lock:
+                running -= 1
+                inferences += 0.0 if running else time.perf_counter() - since
 
     start = time.perf_counter()
     with mock.patch.object(Session, "run", timed):

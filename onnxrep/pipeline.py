@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from onnxrep.tuning.whole import Tuned
 
 Folded: TypeAlias = "tuple[list[records.Fold], list[records.Refusal]]"
+_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 ModelLike: TypeAlias = "str | Path | bytes | onnx.ModelProto | gs.Graph | files.ModelFile"
 
 
@@ -609,15 +612,26 @@ def _weight_bytes(model: onnx.ModelProto) -> int:
 
 def versions() -> dict[str, str]:
     """Return the versions of what a result depends on."""
-    import onnxruntime
-
     return {
         "onnxrep": __version__,
         "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": _runtime_version(),
         "numpy": np.__version__,
         "onnx_graphsurgeon": gs.__version__,
     }
+
+
+def _runtime_version() -> str:
+    """Return the version of ONNX Runtime, which need not be loaded for that: it takes as long as all else together."""
+    if "onnxruntime" not in sys.modules:
+        for name in _RUNTIMES:
+            try:
+                return metadata.version(name)
+            except metadata.PackageNotFoundError:
+                continue
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
 
 
 def _given(options: Options) -> dict[str, Any]:

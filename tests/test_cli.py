@@ -255,6 +255,16 @@ def test_the_installed_command():
     assert found.stdout.strip() == "False False", "help must not wait for heavy imports"
 
 
+def test_what_is_not_verified_does_not_load_the_runtime(tmp_path):
+    path = tmp_path / "net.onnx"
+    onnx.save(skeletons.fill("sg_qarepvgg_alpha/train_dynamic_bn"), path)
+    for arguments in (["inspect", path], ["optimize", path, "--no-verify", "-o", tmp_path / "out.onnx"]):
+        code = "import sys; from onnxrep.cli import main; main(sys.argv[1:]); print('onnxruntime' in sys.modules)"
+        found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        assert found.stdout.splitlines()[-1] == "False"
+    assert (tmp_path / "out.onnx").exists()
+
+
 def test_a_real_export(capsys, tmp_path):
     path = tmp_path / "net.onnx"
     onnx.save(skeletons.fill("sg_repvgg_alpha_se/train_legacy_bn"), path)

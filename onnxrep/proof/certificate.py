@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,8 @@ _MANY = 8
 _LARGEST = 2e11
 _CHUNK = 1 << 24
 """Elements of the weights, or of the inputs, of folds that are proven at once."""
+_THREADS = 2
+"""Proofs that run side by side."""
 _MOST_ELEMENTS = 1 << 27
 """Elements of one input that is still evaluated."""
 
@@ -117,12 +120,25 @@ def certify(claims: Sequence[Claim]) -> list[Certificate]:
         programs = case.before.signature(), case.after.signature()
         key = *programs, sizes, types, claim.rounded, claim.spatial
         groups.setdefault(key, []).append((index, case))
-    for group in groups.values():
-        for chunk in _chunks(group):
-            found = _Proof([case for _, case in chunk]).certificates()
-            for (index, _), certificate in zip(chunk, found, strict=True):
-                results[index] = certificate
+    chunks = [chunk for group in groups.values() for chunk in _chunks(group)]
+    for chunk, found in zip(chunks, _proven([[case for _, case in chunk] for chunk in chunks]), strict=True):
+        for (index, _), certificate in zip(chunk, found, strict=True):
+            results[index] = certificate
     return [r for r in results if r is not None]
+
+
+def _proven(chunks: Sequence[Sequence[_Case]]) -> Iterator[list[Certificate]]:
+    """Yield the certificates of each chunk; several are made side by side, as products release the interpreter."""
+    if len(chunks) < _THREADS:
+        yield from map(_prove, chunks)
+        return
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from pool.map(_prove, chunks)
+
+
+def _prove(chunk: Sequence[_Case]) -> list[Certificate]:
+    """Return the certificates of one chunk."""
+    return _Proof(chunk).certificates()
 
 
 def _chunks(group: list[tuple[int, _Case]]) -> Iterator[list[tuple[int, _Case]]]:
@@ -130,7 +146,7 @@ def _chunks(group: list[tuple[int, _Case]]) -> Iterator[list[tuple[int, _Case]]]
     case = group[0][1]
     weights = sum(v.size for p in (case.before, case.after) for v in p.constants.values())
     images = max((sum(map(math.prod, shapes)) for shapes in case.sizes), default=1)
-    count = max(_CHUNK // max(weights, 4 * images, 1), 1)
+    count = max(_CHUNK // _THREADS // max(weights, 4 * images, 1), 1)
     for start in range(0, len(group), count):
         yield group[start : start + count]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -37,6 +39,9 @@ from onnxrep.proof.sessions import LARGEST_MESSAGE, Level, Runtime, Session
 from onnxrep.proof.twin import FLOATS, RANDOM, Twin, operators
 
 LEVELS: tuple[Level, ...] = ("off", "all")
+
+_WORKERS = 2
+"""Runs side by side, on the CPU."""
 
 _SMALL_INPUT = 1 << 22
 
@@ -176,7 +181,12 @@ class _Check:
         progress: Callable[[str], None],
     ) -> None:
         self._progress = progress
-        self._before, self._after, self._runtime, self._wishes = before, after, runtime, wishes
+        self._before, self._after, self._wishes = before, after, wishes
+        self._workers, self._runtime = 1, runtime
+        if runtime.provider == "cpu":  # much of a twin has no use for several threads
+            self._workers = _WORKERS
+            share = max((os.cpu_count() or 1) // _WORKERS, 1)
+            self._runtime = replace(runtime, threads=runtime.threads or share)
         small = before.data is not None or before.model.ByteSize() <= LARGEST_MESSAGE
         self._seed = seed_of(before.serialized) if small else 0
         self._roundoff = roundoff_of(before.model, after.model)
@@ -271,7 +281,8 @@ class _Check:
         """Return a session per level, with the probes as further outputs; where nothing is optimized, more of them."""
         plain = side.with_outputs(self._extra)
         data = {"off": side.with_outputs([*self._extra, *watched]) if watched else plain, "all": plain}
-        return [self._runtime.session(data[level], level, side.folder) for level in self._levels]
+        with ThreadPoolExecutor(self._workers) as pool:
+            return list(pool.map(lambda lv: self._runtime.session(data[lv], lv, side.folder), self._levels))
 
     def _stand_ins(self) -> tuple[Side, Side]:
         """Return models that do what both do, where ONNX Runtime has no kernels for their number type.
@@ -313,27 +324,29 @@ class _Check:
 
     def _run(self, inputs: InputSet, old: Sequence[Session], new: Sequence[Session]) -> Verdict | None:
         """Compare on one input set; return a verdict if nothing more needs to be run."""
-        try:
-            before = [s.run(inputs.feeds) for s in old]
-        except CannotRun as error:
-            return self._say("unverified", f"ONNX Runtime does not run the original on {inputs.name}: {error}")
-        if not self._ran:
-            again = old[0].run(inputs.feeds)
-            if any(not _same(before[0][k], again[k]) for k in again):
+        twice = [] if self._ran else old[:1]
+        with ThreadPoolExecutor(self._workers) as pool:
+            awaited = pool.submit(self._reference, inputs)  # the longest first
+            olds, again, news = ([pool.submit(s.run, inputs.feeds) for s in many] for many in (old, twice, new))
+            try:
+                before, repeated = ([run.result() for run in runs] for runs in (olds, again))
+            except CannotRun as error:
+                return self._say("unverified", f"ONNX Runtime does not run the original on {inputs.name}: {error}")
+            if any(not _same(before[0][k], values[k]) for values in repeated for k in values):
                 return self._say("unverified", "the original differs from itself in a second run")
-        try:
-            after = [s.run(inputs.feeds) for s in new]
-        except CannotRun as error:
-            return self._say("rejected", f"ONNX Runtime does not run the new model on {inputs.name}: {error}")
-        self._watch(after[0])
-        reference = self._reference(inputs)
+            try:
+                after = [run.result() for run in news]
+            except CannotRun as error:
+                return self._say("rejected", f"ONNX Runtime does not run the new model on {inputs.name}: {error}")
+            self._watch(after[0])
+            reference = awaited.result()
         self._first = self._first or (inputs, reference)
         self._ran.append(inputs.name)
         runs = [*before, *after, reference]
         jumped = any(not np.array_equal(runs[0][r], run[r]) for r in self._choices.results for run in runs[1:])
         for name in dict.fromkeys((*self._outputs, *self._choices.causes)):
-            olds, news = [b[name] for b in before], [a[name] for a in after]
-            self._figures.append(compare(name, inputs.name, olds, news, reference[name]))
+            mine, theirs = [b[name] for b in before], [a[name] for a in after]
+            self._figures.append(compare(name, inputs.name, mine, theirs, reference[name]))
         if jumped:
             self._jumped.add(inputs.name)
         return None
