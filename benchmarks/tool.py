@@ -110,18 +110,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not index:
                 rounds(tools, model, folder, 1)  # compiles code, fills caches
             found = rounds(tools, model, folder, options.repeats)
-            write(f"{skeleton:34}seconds   CPU seconds   peak MiB\n")
+            write(f"{skeleton:38}seconds   CPU seconds   peak MiB\n")
             for tool, cost in found.items():
-                write(f"  {tool:32}{cost.seconds:7.2f}{cost.busy:14.2f}{cost.peak:11.0f}\n")
+                write(f"  {tool:36}{cost.seconds:7.2f}{cost.busy:14.2f}{cost.peak:11.0f}\n")
             others = [cost for tool, cost in found.items() if tool not in (UNCHECKED, CHECKED)]
             if others:
                 mine = found[UNCHECKED]
                 wall, busy = mine.seconds / min(c.seconds for c in others), mine.busy / min(c.busy for c in others)
-                write(f"  not checked / least of others   {wall:7.2f}{busy:14.2f}\n")
+                write(f"  not checked / least of others       {wall:7.2f}{busy:14.2f}\n")
             if "onnxsim" in found:
                 mine, peer = found[CHECKED], found["onnxsim"]
                 wall, busy = mine.seconds / peer.seconds, mine.busy / peer.busy
-                write(f"  checked / onnxsim, no check     {wall:7.2f}{busy:14.2f}\n")
+                write(f"  checked / onnxsim, no check         {wall:7.2f}{busy:14.2f}\n")
             sys.stdout.flush()
     return 0
 
