@@ -108,3 +108,18 @@ def test_dynamic_sizes_hide_nothing():
     (output,) = inferred(graph).graph.output
     assert len(output.type.tensor_type.shape.dim) == 4
     assert output.type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+def test_pads_that_the_graph_computes_are_not_hidden():
+    """As an export of a SAME convolution writes them: from the size of the image, behind a Slice."""
+    net = Net(0, opset=17)
+    x = net.input((1, 3, 9, 9))
+    shape = net.op("Shape", x, channels=1)
+    sizes = net.op("Slice", shape, *(integers(net, n) for n in (2, 4, 0)), channels=1)
+    margins = net.op("Sub", sizes, integers(net, 8, 8), channels=1)
+    pads = net.op("Concat", integers(net, 0, 0, 0, 0), integers(net, 0, 0), margins, axis=0, channels=1)
+    y = net.op("Conv", net.op("Pad", x, pads, channels=3), net.constant(net.draw(3, 3, 5, 5)), channels=3)
+    graph = net.model(y)
+    graph.graph.output[0].type.tensor_type.ClearField("shape")
+    (output,) = inferred(graph).graph.output
+    assert len(output.type.tensor_type.shape.dim) == 4

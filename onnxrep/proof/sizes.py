@@ -74,7 +74,7 @@ class Sizes:
         """
         if not self._axes:
             for batch, *sizes in _TOKENS:
-                yield [[batch, *(sizes[a % 2] for a in range(len(s) - 1))] for s in self.shapes]
+                yield [[batch, *(sizes[a % 2] for a in range(len(s) - 1))][: len(s)] for s in self.shapes]
             return
         full, tiny = zip(*(self._lengths(a) for a in range(self._axes)), strict=True)
         spent = 0.0

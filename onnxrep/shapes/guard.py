@@ -105,11 +105,11 @@ def _risky(node: onnx.NodeProto, weights: Dims, constants: Mapping[str, onnx.Ten
 
 
 def _cuts(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
-    """Whether a Pad may have negative margins: it has, or they are no constant of the graph."""
+    """Whether a Pad has negative margins. Margins that are computed are taken for none: exporters write such Pads."""
     pads = _attributes(node).get("pads")
     if pads is None and len(node.input) > 1 and node.input[1] in constants:
         pads = onnx.numpy_helper.to_array(constants[node.input[1]]).reshape(-1).tolist()
-    return pads is None or any(n < 0 for n in pads)
+    return any(n < 0 for n in pads or ())
 
 
 def _harmless(node: onnx.NodeProto, dims: Dims) -> bool:
