@@ -38,6 +38,14 @@ def alive(process: int) -> bool:
     return True
 
 
+def resident(process: int) -> int | None:
+    """Return the bytes of memory that a process holds, or None where that cannot be seen or it is gone."""
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
+
+
 def share() -> float:
     """Return the bytes that a batch takes if it is told nothing."""
     return memory() / 2

@@ -23,14 +23,15 @@ from rich.console import Console
 
 from models import faulty
 from models.net import Net
-from onnxrep import BatchOptions, Options, pipeline, run_batch
+from onnxrep import BatchOptions, Options, machine, pipeline, run_batch
 from onnxrep import files as files_of_models
 from onnxrep.batch import child, display, journal, lock, supervise
-from onnxrep.batch.records import FINAL, Outcome
+from onnxrep.batch.records import FINAL, Outcome, expected
 from onnxrep.errors import OutputError, UsageError
 from onnxrep.proof import check
 from onnxrep.proof.sessions import Runtime
 from tests.processes import Started, files
+from tests.test_batch_files import refuse
 from tests.test_cli import call
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits as POSIX has them")
@@ -339,6 +340,82 @@ def test_without_fork_each_model_has_a_process_of_its_own(tmp_path, monkeypatch)
     summary = run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS)
     assert summary.counts == {"folded": 2, "crashed": 1}
     assert summary.failures[0].reason.startswith("SIGABRT")
+
+
+def test_a_folder_that_cannot_be_searched_does_not_end_the_batch(tmp_path, monkeypatch):
+    zoo(tmp_path / "in", 2)
+    refuse(monkeypatch, tmp_path / "in/deep er")
+    summary = run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS)
+    assert statuses(summary) == {"deep er/": "error", "模型 0.onnx": "folded"}
+    assert not summary.ok
+    assert "Permission denied" in summary.failures[0].reason
+    assert set(records(tmp_path / "out")[0]) >= {"lacking", "report", "seconds", "versions"}
+
+
+def test_models_that_share_a_data_file_run_one_after_the_other(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for name in ("m.onnx", "m.ONNX", "n.onnx"):
+        onnx.save(block(), tmp_path / "in" / name)
+    running, most = [], []
+    real = supervise.run
+
+    def run(task):
+        model = json.loads(task)["model"]
+        running.append(model)
+        most.append([name for name in running if name.lower() == "m.onnx"])
+        result = real(task)
+        running.remove(model)
+        return result
+
+    monkeypatch.setattr(supervise, "run", run)
+    options = replace(OPTIONS, jobs=3, external_data=True)
+    assert run_batch([tmp_path / "in"], tmp_path / "out", options).counts == {"folded": 3}
+    assert max(map(len, most)) == 1
+
+
+def test_data_that_the_batch_did_not_see_is_admitted_with_more_memory(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    onnx.save_model(
+        block(channels=64), tmp_path / "in/m.onnx", save_as_external_data=True, location="w.weights", size_threshold=0
+    )
+    given = []
+    real = supervise.run
+    monkeypatch.setattr(supervise, "run", lambda task: given.append(json.loads(task)) or real(task))
+    size = (tmp_path / "in/w.weights").stat().st_size
+    memory = 2 * expected(size // 2)
+    summary = run_batch([tmp_path / "in"], tmp_path / "out", replace(OPTIONS, memory=memory, verify=False))
+    shares = [task["memory"] for task in given if task["kind"] == "run"]
+    assert summary.counts == {"folded": 1}
+    assert shares[0] == memory / 2 < expected(size) <= shares[1] <= memory
+    assert [r["status"] for r in records(tmp_path / "out")] == ["folded"]
+
+
+def test_memory_is_watched_where_the_address_space_has_no_limit(tmp_path, monkeypatch):
+    """With the CPU standing in for the device."""
+    (tmp_path / "in").mkdir()
+    slow(tmp_path / "in/m.onnx")
+    monkeypatch.setattr(supervise, "_most", lambda task: 1.0)
+    (outcome,) = run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS).outcomes
+    assert (outcome.status, "bytes allowed" in outcome.reason) == ("oom", True)
+    onnx.save(block(), tmp_path / "in/m.onnx")
+    monkeypatch.setattr(supervise, "_most", lambda task: 4.0 * 2**30)
+    assert run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS).ok
+    assert records(tmp_path / "out")[-1]["lacking"] == []
+    monkeypatch.setattr(machine, "resident", lambda process: None)
+    assert run_batch([tmp_path / "in"], tmp_path / "other", OPTIONS).ok
+    assert records(tmp_path / "other")[-1]["lacking"] == [supervise.WATCH]
+
+
+def test_the_key_holds_the_device(tmp_path, monkeypatch):
+    onnx.save(block(), tmp_path / "m.onnx")
+    source = files_of_models.read(tmp_path / "m.onnx", False)
+    keys = []
+    for provider in ("cpu", "cuda"):
+        for name in ("one card", "another"):
+            monkeypatch.setattr(child, "device_name", lambda name=name: name)
+            keys.append(child._key(source, Options(provider=provider)))
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="CUDA is there")

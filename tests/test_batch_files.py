@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxrep.batch import discover, journal
+from onnxrep.batch import discover, journal, runner
 from onnxrep.errors import OutputError, UsageError
 
 
@@ -73,6 +73,44 @@ def test_what_cannot_be_meant(tmp_path):
     with pytest.raises(UsageError, match="matches no file"):
         discover.find([str(tmp_path / "*.onnx")], None)
     assert models(discover.find([one, one + "/"], None)) == ["x.onnx"]
+
+
+def refuse(monkeypatch, folder):
+    """Let the system refuse to list a folder (to root, it would not)."""
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path) == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
+def test_a_folder_that_cannot_be_searched_is_a_failure_of_its_own(tmp_path, monkeypatch):
+    touch(tmp_path / "zoo", "a/x.onnx", "b/y.onnx")
+    refuse(monkeypatch, tmp_path / "zoo/a")
+    zoo, out = str(tmp_path / "zoo"), tmp_path / "out"
+    fault, job = discover.find([zoo], out, include=["*y*"])
+    assert (fault.model, fault.fault, job.model) == ("a/", "cannot be searched (Permission denied)", "b/y.onnx")
+    assert models(discover.find([zoo], out, exclude=["a/*"])) == ["b/y.onnx"]
+    assert models(discover.find([f"{zoo}/a"], out)) == ["a/"]
+
+
+def test_results_at_a_file_url_are_not_searched(tmp_path):
+    touch(tmp_path, "zoo/x.onnx", "zoo/out/x.onnx")
+    for given in (str(tmp_path / "zoo"), f"file://{tmp_path}/zoo"):
+        for out in (tmp_path / "zoo/out", f"file://{tmp_path}/zoo/out"):
+            assert models(discover.find([given], out)) == ["x.onnx"]
+
+
+def test_names_that_differ_in_case_alone(tmp_path):
+    touch(tmp_path, "m.onnx", "m.ONNX", "M.onnx", "n.onnx")
+    jobs = discover.find([str(tmp_path)], None)
+    assert len(jobs) == len(list(tmp_path.iterdir()))  # fewer where the file system does not tell case
+    assert {job.group for job in jobs} == {"m", "n"}
+    with pytest.raises(UsageError, match="does not tell case"):
+        runner._check_spelling([discover.Job("m.onnx", "a"), discover.Job("M.onnx", "b")])
 
 
 # -- the journal ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from onnxrep import files, machine, pipeline
-from onnxrep.batch.records import FINAL
+from onnxrep.batch.device import device_name
+from onnxrep.batch.records import FINAL, LARGER, expected
 from onnxrep.errors import OnnxrepError, UsageError
 from onnxrep.escape import one_line
 from onnxrep.proof.check import NEEDS, NO_MEMORY
@@ -138,6 +139,10 @@ def _work(task: Mapping[str, Any], record: Record) -> None:
     if task["previous"] and _stands(task["previous"], record["key"], task):
         record["status"] = "resumed"
         return
+    needs = expected(len(source.data) + source.external_size)
+    if min(needs, task.get("most", 0)) > task["memory"]:
+        record |= {"status": LARGER, "needs": needs}
+        return
     if not _limit("RLIMIT_FSIZE", 4 * (len(source.data) + source.external_size) + _BESIDES):
         record["lacking"].append("RLIMIT_FSIZE")
     if task["root"] is None:
@@ -189,6 +194,7 @@ def _key(source: files.ModelFile, options: pipeline.Options) -> str:
         "external": source.external_digests,
         "options": given,
         "versions": pipeline.versions(),
+        "device": device_name() if options.provider == "cuda" else "",
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

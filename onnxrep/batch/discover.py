@@ -6,6 +6,7 @@ import contextlib
 import fnmatch
 import glob
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +28,19 @@ class Job:
         model: where the result goes below the output folder, with forward slashes; the model's name in all records.
         source: absolute path, or URL, of the file to read.
         size: bytes of it and of what seems to be its external data.
+        fault: why there is nothing to read: ``source`` is a folder that cannot be searched, and ``model`` ends in "/".
 
     """
 
     model: str
     source: str
     size: int = field(default=0, compare=False)
+    fault: str = field(default="", compare=False)
+
+    @property
+    def group(self) -> str:
+        """What models have in common whose results may share a file: folder and stem, without regard to case."""
+        return unicodedata.normalize("NFC", self.model.removesuffix(Path(self.model).suffix)).casefold()
 
 
 def find(
@@ -53,9 +61,12 @@ def find(
     """
     output = None if output is None else str(output)
     found: dict[str, Job] = {}
+    faults: dict[str, Job] = {}
     for given in inputs:
         for job in _objects(given, output) if remote.is_url(given) else _local(given, output):
-            if not _wanted(job.model, include, exclude):
+            if job.fault and _wanted(job.model, (), exclude):
+                faults[job.source] = job
+            if job.fault or not _wanted(job.model, include, exclude):
                 continue
             stays = remote.contained(job.model) if remote.is_url(job.source) else ".." not in job.model.split("/")
             if not stays:
@@ -68,17 +79,18 @@ def find(
     jobs = sorted(found.values())
     if output is not None:
         _check_apart(jobs, output)
-    return jobs
+    return [*sorted(faults.values()), *jobs]
 
 
 def _objects(given: str, output: str | None) -> Iterator[Job]:
     """Yield what the URL of a folder or of an object stands for."""
     base, sizes, named = remote.listing(given)
-    results = f"{remote.place(output)}/" if output is not None and remote.is_url(output) else ""
+    place = remote.place(base)
+    results = "" if output is None else f"{_place(output)}/"
     for model in sizes:
         source = f"{base}/{model}"
         name = model.rpartition("/")[2]
-        below = results.startswith(f"{base}/") and results != f"{base}/" and source.startswith(results)
+        below = results.startswith(f"{place}/") and results != f"{place}/" and f"{place}/{model}".startswith(results)
         if named or (name.lower().endswith(SUFFIX) and not _ours(name) and not below):
             folder = model.removesuffix(name)
             yield Job(model, source, sum(sizes.get(folder + one, 0) for one in _with_data(name)))
@@ -86,8 +98,13 @@ def _objects(given: str, output: str | None) -> Iterator[Job]:
 
 def _local(given: str, output: str | None) -> Iterator[Job]:
     """Yield what the path of a folder or of a file, or a pattern, stands for."""
-    results = None if output is None or remote.is_url(output) else Path(output)
+    results = None if output is None else _folder(output)
     for path, base in _files(given, results):
+        if isinstance(path, OSError):
+            folder = Path(path.filename)
+            name = folder.relative_to(base).as_posix() if folder != base else folder.absolute().name
+            yield Job(f"{name}/", str(folder.absolute()), fault=f"cannot be searched ({path.strerror})")
+            continue
         size = 0
         for name in _with_data(path.name):
             with contextlib.suppress(OSError):
@@ -101,8 +118,17 @@ def _with_data(name: str) -> tuple[str, ...]:
     return name, f"{name}.data", f"{name}_data", f"{stem}.data", f"{stem}.bin"
 
 
-def _files(given: str, output: Path | None) -> Iterator[tuple[Path, Path]]:
-    """Yield the files that an argument stands for, each with the folder that its relative path starts from."""
+def _folder(output: str) -> Path | None:
+    """Return the folder for results if it is one of this machine."""
+    place = _place(output)
+    return None if remote.is_url(place) else Path(place)
+
+
+def _files(given: str, output: Path | None) -> Iterator[tuple[Path | OSError, Path]]:
+    """Yield the files that an argument stands for, each with the folder that its relative path starts from.
+
+    A folder that cannot be searched stands there as the error that says so.
+    """
     path = Path(given)
     if path.is_dir():
         yield from ((file, path) for file in _walk(path, _below(output, path)))
@@ -123,18 +149,16 @@ def _files(given: str, output: Path | None) -> Iterator[tuple[Path, Path]]:
         raise UsageError(f"{printable(given)}: no such file or folder")
 
 
-def _walk(folder: Path, results: Path | None) -> Iterator[Path]:
-    """Yield the models in a folder and those below it, without what lies in the folder of results."""
-
-    def fail(error: OSError) -> None:
-        raise UsageError(f"{printable(str(error.filename))}: cannot be searched ({error.strerror})") from None
-
-    for place, folders, names in os.walk(folder, onerror=fail):
+def _walk(folder: Path, results: Path | None) -> Iterator[Path | OSError]:
+    """Yield the models in a folder and those below it, without what lies in the folder of results; last what fails."""
+    errors: list[OSError] = []
+    for place, folders, names in os.walk(folder, onerror=errors.append):
         if _inside(Path(place), results):
             folders.clear()
             continue
         folders.sort()
         yield from (Path(place, n) for n in sorted(names) if n.lower().endswith(SUFFIX) and not _ours(n))
+    yield from errors
 
 
 def _ours(name: str) -> bool:

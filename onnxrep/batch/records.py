@@ -26,6 +26,19 @@ STATUSES = (
 )
 """What can become of a model, in the order of the final table."""
 
+LARGER = "larger"
+"""What a child says that found more data than the batch knew of: it is started again with more memory."""
+
+_BASE = 512 << 20
+_TIMES = 20
+"""A model is expected to need ``_BASE`` bytes and ``_TIMES`` its size (real exports of 75 to 160 MB took 20 to 25)."""
+
+
+def expected(size: int) -> int:
+    """Return the bytes of memory that a model of so many bytes, external data included, is expected to need."""
+    return _BASE + _TIMES * size
+
+
 EARLIER = "; what lies at its place in the output folder is not from this run"
 """What a failure's reason ends with where that is so."""
 

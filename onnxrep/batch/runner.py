@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import unicodedata
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,14 +18,11 @@ from onnxrep import __version__, machine
 from onnxrep.batch import cluster, journal, remote, supervise
 from onnxrep.batch.discover import Job, find
 from onnxrep.batch.journal import Journal, Record
+from onnxrep.batch.lock import NAME as LOCK
 from onnxrep.batch.lock import locked
-from onnxrep.batch.records import GOOD, BatchOptions, Outcome, Summary
+from onnxrep.batch.records import GOOD, LARGER, BatchOptions, Outcome, Summary, expected
 from onnxrep.errors import OnnxrepError, OutputError, UsageError
 from onnxrep.escape import one_line, printable
-
-_BASE = 512 << 20
-_TIMES = 20
-"""A model is expected to need ``_BASE`` bytes and ``_TIMES`` its size (real exports of 75 to 160 MB took 20 to 25)."""
 
 _DIED = ("timeout", "oom", "crashed")
 
@@ -119,13 +117,34 @@ def _book(
     except OSError as error:
         raise OutputError(f"{root}: cannot be made ({error.strerror})") from None
     stack.enter_context(locked(folder))
+    if (folder / LOCK.upper()).exists():
+        _check_spelling(jobs)
     if not (folder / journal.NAME).exists():
-        places = (folder / job.model for job in jobs)  # what is no plain file is refused model by model
+        places = (
+            folder / job.model for job in jobs if not job.fault
+        )  # what is no plain file is refused model by model
         taken = next((place for place in places if place.is_file() and not place.is_symlink()), None)
         if taken is not None:
             raise UsageError(f"{printable(str(taken))}: is there, and no batch made it; choose another folder")
     previous = journal.newest(folder / journal.NAME)
     return stack.enter_context(Journal(folder / journal.NAME)), previous
+
+
+def _check_spelling(jobs: Sequence[Job]) -> None:
+    """Check that results have places of their own in a folder that takes names for the same whatever their case.
+
+    Raises:
+        UsageError: two have not.
+
+    """
+    seen: dict[str, Job] = {}
+    for job in jobs:
+        name = unicodedata.normalize("NFC", job.model).casefold()
+        if seen.setdefault(name, job) is not job:
+            both = f"{printable(seen[name].source)} and {printable(job.source)}"
+            raise UsageError(
+                f"{both} have the same place in the output folder, which does not tell case; run them apart"
+            )
 
 
 def _outcome(record: Record, previous: Mapping[str, Record]) -> Outcome:
@@ -141,6 +160,8 @@ class _Ticket:
 
     job: Job
     share: float
+    told: bool = False
+    """Whether a child has said already that it needs more."""
 
 
 class _Run:
@@ -188,7 +209,7 @@ class _Run:
     def _check(self, jobs: Iterable[Job], changes: Mapping[str, Any]) -> str:
         """Return the task that checks options and cleans folders."""
         local = self._root is not None and not remote.is_url(self._root)
-        places = {Path(self._root or "", job.model).parent for job in jobs if local}
+        places = {Path(self._root or "", job.model).parent for job in jobs if local and not job.fault}
         folders = sorted(str(place) for place in places if place.is_dir())
         task = self._common("check", self._memory) | {"model": "", "folders": folders}
         return json.dumps(task | {"options": self._options.for_model() | dict(changes)})
@@ -211,14 +232,17 @@ class _Run:
 
     def records(self, jobs: Sequence[Job]) -> Iterator[Record]:
         """Yield the record of each model as it is done."""
-        waiting = deque(_Ticket(job, self._share(job)) for job in jobs)
+        yield from (_empty(job) | {"reason": one_line(job.fault)} for job in jobs if job.fault)
+        waiting = deque(_Ticket(job, self._share(job)) for job in jobs if not job.fault)
         while waiting or self._running:
             while waiting and self._admits(waiting[0]):
                 self._submit(waiting.popleft())
             future = self._finished.get()
             ticket = self._running.pop(future)
             record = _result(future, ticket)
-            if record["status"] in ("oom", "crashed") and self._local and ticket.share < self._memory:
+            if record["status"] == LARGER:
+                waiting.append(replace(ticket, share=min(max(record["needs"], ticket.share), self._memory), told=True))
+            elif record["status"] in ("oom", "crashed") and self._local and ticket.share < self._memory:
                 waiting.append(replace(ticket, share=self._memory))
             else:
                 yield record
@@ -241,10 +265,12 @@ class _Run:
         """Return the bytes that a model gets: an equal share, or more where its files ask for it."""
         if not self._local:
             return self._memory
-        return min(self._memory, max(self._memory / self._workers, _BASE + _TIMES * job.size))
+        return min(self._memory, max(self._memory / self._workers, expected(job.size)))
 
     def _admits(self, ticket: _Ticket) -> bool:
-        """Whether a model can start now."""
+        """Whether a model can start now; those whose results may share a file go one after the other."""
+        if any(t.job.group == ticket.job.group for t in self._running.values()):
+            return False
         if not self._local or not self._running:
             return True
         reserved = sum(t.share for t in self._running.values())
@@ -257,6 +283,7 @@ class _Run:
             previous = None
         task = self._common("run", ticket.share)
         task |= {"model": ticket.job.model, "source": ticket.job.source, "previous": previous}
+        task["most"] = self._memory if self._local and not ticket.told else 0
         future = self._submitted(json.dumps(task))
         self._running[future] = ticket
         future.add_done_callback(self._finished.put)
@@ -280,11 +307,16 @@ class _Run:
         self._everywhere(supervise.close, self._name)
 
 
-def _result(future: Future[str], ticket: _Ticket) -> Record:
-    """Return the record of a model whose supervisor is done, with every field that a record has."""
-    empty: Record = {"model": ticket.job.model, "status": "error", "reason": "", "key": "", "input_sha256": ""}
+def _empty(job: Job) -> Record:
+    """Return a record with every field that one has."""
+    empty: Record = {"model": job.model, "status": "error", "reason": "", "key": "", "input_sha256": ""}
     empty |= {"output": "", "written": {}, "folds": 0, "lacking": [], "versions": {}, "options": {}, "report": None}
-    empty |= {"host": "", "seconds": 0.0, "peak": None, "exit": None, "signal": ""}
+    return empty | {"host": "", "seconds": 0.0, "peak": None, "exit": None, "signal": ""}
+
+
+def _result(future: Future[str], ticket: _Ticket) -> Record:
+    """Return the record of a model whose supervisor is done."""
+    empty = _empty(ticket.job)
     try:
         found: Record = json.loads(future.result())
     except Exception as error:  # noqa: BLE001  an executor that loses its worker raises what it likes

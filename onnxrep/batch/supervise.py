@@ -18,11 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import onnxrep
+from onnxrep import machine
 from onnxrep.batch import remote
 from onnxrep.batch.records import EARLIER
 
 INTERRUPTED = "interrupted"
 """Status of a model whose child was ended because the batch ends; it is not recorded."""
+
+WATCH = "resident size"
+"""What a record names among the limits that were lacking where the child's memory could not be watched either."""
+
+_LOOK = 0.1
+"""Seconds between two looks at the memory of a child whose address space has no limit."""
 
 _GRACE = 2.0
 """Seconds between asking a child to end and ending it."""
@@ -173,14 +180,18 @@ class Server:
         start = time.monotonic()
         self._errors.seek(0)
         self._errors.truncate()
-        done, late = threading.Event(), threading.Event()
+        done, late, large = threading.Event(), threading.Event(), threading.Event()
         ending: Record | None = None
+        most, watched = _most(task), True
         self.alive = False  # if an interrupt comes before the answer, this server is of no use any more
         with contextlib.suppress(BrokenPipeError):
             self._send(task)
             self._child = (self._hear() or {}).get("pid", 0)
             clock = threading.Thread(target=self._watch, args=(task["timeout"], done, late), daemon=True)
             clock.start()
+            watched = most is None or machine.resident(self._child) is not None
+            if most is not None and watched:
+                threading.Thread(target=self._weigh, args=(most, done, large), daemon=True).start()
             try:
                 ending = self._hear() if self._child else None
             finally:
@@ -193,6 +204,10 @@ class Server:
         self._child = 0
         code = ending["exit"]
         record = ending["answer"] or self._ended(code, task["timeout"] if late.is_set() else None)
+        if ending["answer"] is None and large.is_set():
+            record = {"status": "oom", "reason": f"ended: it took more than the {most or 0:.3g} bytes allowed"}
+        if not watched and "lacking" in record:
+            record["lacking"] = [*record["lacking"], WATCH]
         if self._killed:
             record = {"status": INTERRUPTED}
         name = _signal_name(code)
@@ -220,6 +235,15 @@ class Server:
         self._signal(signal.SIGTERM)
         if not done.wait(_GRACE):
             self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    def _weigh(self, most: float, done: threading.Event, large: threading.Event) -> None:
+        """End the child once it holds more memory than ``most``, what the libraries took at its start aside."""
+        base = machine.resident(self._child) or 0
+        while not done.wait(_LOOK):
+            if (machine.resident(self._child) or 0) > base + most:
+                large.set()
+                self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+                return
 
     def _signal(self, number: int) -> None:
         """Send a signal to the child and to all that it started."""
@@ -265,6 +289,13 @@ class Server:
         self._process.stdout.close()
         self._process.wait()
         self._errors.close()
+
+
+def _most(task: Record) -> float | None:
+    """Return the bytes of memory that a child may hold, or None where the limit of its address space sees to that."""
+    if task["options"]["provider"] == "cpu" and sys.platform == "linux":
+        return None
+    return float(task["memory"] or machine.share())
 
 
 def _signal_name(code: int) -> str:
