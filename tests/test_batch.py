@@ -451,6 +451,32 @@ def test_interrupted(tmp_path):
     assert not done_again(tmp_path)
 
 
+def test_an_interrupt_that_another_thread_received(tmp_path):
+    """The system gives a signal to any thread; the main one, which waits, must look up by itself."""
+    zoo(tmp_path / "in", 1)
+    late, over = [], threading.Event()
+
+    class Interrupted(ThreadPoolExecutor):
+        def submit(self, function, task):
+            return super().submit(function if json.loads(task)["kind"] == "check" else self.interrupt, task)
+
+        def interrupt(self, task):
+            over.wait(0.5)  # the main thread waits by now
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+            late.append(not over.wait(LIMIT))
+            return json.dumps({"status": "error"})
+
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with Interrupted(1) as executor:
+            with pytest.raises(KeyboardInterrupt):
+                run_batch([tmp_path / "in"], tmp_path / "out", OPTIONS, executor=executor)
+            over.set()
+    finally:
+        signal.signal(signal.SIGINT, old)
+    assert late == [False]
+
+
 def test_nobody_outlives_a_killed_parent(tmp_path):
     with_slow_ones(tmp_path)
     with Started(tmp_path / "in", tmp_path / "out", "--jobs", "2") as run:

@@ -24,6 +24,9 @@ from onnxrep.batch.records import GOOD, LARGER, BatchOptions, Outcome, Summary, 
 from onnxrep.errors import OnnxrepError, OutputError, UsageError
 from onnxrep.escape import one_line, printable
 
+_LOOK = 0.2
+"""Seconds: the system gives a signal to any thread, but Python acts on it in the main one, once that is awake."""
+
 _DIED = ("timeout", "oom", "crashed")
 
 Progress = Callable[[Outcome, int, int], None]
@@ -237,7 +240,7 @@ class _Run:
         while waiting or self._running:
             while waiting and self._admits(waiting[0]):
                 self._submit(waiting.popleft())
-            future = self._finished.get()
+            future = self._next()
             ticket = self._running.pop(future)
             record = _result(future, ticket)
             if record["status"] == LARGER:
@@ -246,6 +249,12 @@ class _Run:
                 waiting.append(replace(ticket, share=self._memory))
             else:
                 yield record
+
+    def _next(self) -> Future[str]:
+        """Wait for a model that is done; look up now and then, for an interrupt that another thread received."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._finished.get(timeout=_LOOK)
 
     def end(self) -> Iterator[Record]:
         """End all children; yield the records of models that were done all the same."""
