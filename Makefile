@@ -32,7 +32,7 @@ demo: env ## fold a real export, verify it, show the result
 	@echo
 	@ls -l $(DEMO)
 
-test: lint types layers unit ## run all checks and all tests
+test: lint types layers docs unit ## run all checks and all tests
 
 lint: env ## ruff: style, docstrings, bugs, formatting
 	$(BIN)/ruff check .
@@ -91,6 +91,9 @@ screenshots: env ## write docs/images anew: both pages and the terminal (needs C
 golden: env ## write the golden texts anew; review the difference
 	ONNXREP_GOLDEN=write $(BIN)/python -m pytest tests/test_golden.py
 	git diff --stat tests/golden
+
+docs: env ## build the documentation into site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --quiet
 
 changelog: env ## gather the fragments in changelog.d for a release: make changelog VERSION=0.2.0
 	$(BIN)/towncrier build --yes --version $(VERSION)

@@ -43,22 +43,23 @@ def fold(
         UsageError: a file is missing, or the result is too large for one message.
         InvalidModel, UnsupportedModel: see :func:`onnxrep.optimize`.
 
-    >>> from onnx import parser
-    >>> model = parser.parse_model('''
-    ...     <ir_version: 8, opset_import: ["" : 17]>
-    ...     net (float[1,1,4,4] x) => (float[1,1,4,4] y)
-    ...     <float[1,1,1,1] w = {2.0}, float[1,1,1,1] v = {3.0}>
-    ...     { a = Conv(x, w)  b = Conv(x, v)  y = Add(a, b) }
-    ... ''')
-    >>> [node.op_type for node in fold(model).graph.node]
-    ['Conv']
-    >>> [node.op_type for node in fold(model, exclude=["b"]).graph.node]
-    ['Conv', 'Conv', 'Add']
-    >>> [node.op_type for node in fold(model, select=lambda fold: fold.macs[1] > 8).graph.node]
-    ['Conv', 'Conv', 'Add']
-    >>> import onnx_graphsurgeon as gs
-    >>> [node.op for node in fold(gs.import_onnx(model)).nodes]
-    ['Conv']
+    Examples:
+        >>> from onnx import parser
+        >>> model = parser.parse_model('''
+        ...     <ir_version: 8, opset_import: ["" : 17]>
+        ...     net (float[1,1,4,4] x) => (float[1,1,4,4] y)
+        ...     <float[1,1,1,1] w = {2.0}, float[1,1,1,1] v = {3.0}>
+        ...     { a = Conv(x, w)  b = Conv(x, v)  y = Add(a, b) }
+        ... ''')
+        >>> [node.op_type for node in fold(model).graph.node]
+        ['Conv']
+        >>> [node.op_type for node in fold(model, exclude=["b"]).graph.node]
+        ['Conv', 'Conv', 'Add']
+        >>> [node.op_type for node in fold(model, select=lambda fold: fold.macs[1] > 8).graph.node]
+        ['Conv', 'Conv', 'Add']
+        >>> import onnx_graphsurgeon as gs
+        >>> [node.op for node in fold(gs.import_onnx(model)).nodes]
+        ['Conv']
 
     """
     source = pipeline.load(model)

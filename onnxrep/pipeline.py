@@ -140,18 +140,19 @@ def optimize(
         InvalidModel, UnsupportedModel: the input is no model that can be worked on.
         OutputError: the output could not be written.
 
-    >>> from onnx import parser
-    >>> model = parser.parse_model('''
-    ...     <ir_version: 8, opset_import: ["" : 17]>
-    ...     net (float[1,1,4,4] x) => (float[1,1,4,4] y)
-    ...     <float[1,1,1,1] w = {2.0}, float[1,1,1,1] v = {3.0}>
-    ...     { a = Conv(x, w)  b = Conv(x, v)  y = Add(a, b) }
-    ... ''')
-    >>> result = optimize(model)
-    >>> result.status, result.report.verification.verdict
-    ('folded', 'verified')
-    >>> [node.op_type for node in result.model.graph.node]
-    ['Conv']
+    Examples:
+        >>> from onnx import parser
+        >>> model = parser.parse_model('''
+        ...     <ir_version: 8, opset_import: ["" : 17]>
+        ...     net (float[1,1,4,4] x) => (float[1,1,4,4] y)
+        ...     <float[1,1,1,1] w = {2.0}, float[1,1,1,1] v = {3.0}>
+        ...     { a = Conv(x, w)  b = Conv(x, v)  y = Add(a, b) }
+        ... ''')
+        >>> result = optimize(model)
+        >>> result.status, result.report.verification.verdict
+        ('folded', 'verified')
+        >>> [node.op_type for node in result.model.graph.node]
+        ['Conv']
 
     """
     options = options or Options()
@@ -241,18 +242,19 @@ def inspect(
     Raises:
         UsageError, InvalidModel, UnsupportedModel: see :func:`optimize`.
 
-    >>> from onnx import parser
-    >>> model = parser.parse_model('''
-    ...     <ir_version: 8, opset_import: ["" : 17]>
-    ...     net (float[1,1,4,4] x) => (float[1,1,4,4] y)
-    ...     <float[1,1,1,1] w = {2.0}, float[1,1,1,1] v = {3.0}>
-    ...     { a = Conv(x, w)  b = Conv(x, v)  y = Add(a, b) }
-    ... ''')
-    >>> report = inspect(model)
-    >>> [(fold.kind, fold.output, fold.macs) for fold in report.folds]
-    [('merge', 'y', (2.0, 1.0))]
-    >>> report.totals_before.macs, report.totals_after.macs
-    (32, 16)
+    Examples:
+        >>> from onnx import parser
+        >>> model = parser.parse_model('''
+        ...     <ir_version: 8, opset_import: ["" : 17]>
+        ...     net (float[1,1,4,4] x) => (float[1,1,4,4] y)
+        ...     <float[1,1,1,1] w = {2.0}, float[1,1,1,1] v = {3.0}>
+        ...     { a = Conv(x, w)  b = Conv(x, v)  y = Add(a, b) }
+        ... ''')
+        >>> report = inspect(model)
+        >>> [(fold.kind, fold.output, fold.macs) for fold in report.folds]
+        [('merge', 'y', (2.0, 1.0))]
+        >>> report.totals_before.macs, report.totals_after.macs
+        (32, 16)
 
     """
     options, clock = options or Options(), Clock(progress)
@@ -290,15 +292,16 @@ def verify(before: ModelLike, after: ModelLike, options: Options | None = None) 
     Raises:
         UsageError, InvalidModel, UnsupportedModel: see :func:`optimize`.
 
-    >>> from onnx import parser
-    >>> model = parser.parse_model('''
-    ...     <ir_version: 8, opset_import: ["" : 17]>
-    ...     net (float[1,1,4,4] x) => (float[1,1,4,4] y)
-    ...     <float[1,1,1,1] w = {2.0}, float[1,1,1,1] v = {3.0}>
-    ...     { a = Conv(x, w)  b = Conv(x, v)  y = Add(a, b) }
-    ... ''')
-    >>> verify(model, optimize(model).model).verdict
-    'verified'
+    Examples:
+        >>> from onnx import parser
+        >>> model = parser.parse_model('''
+        ...     <ir_version: 8, opset_import: ["" : 17]>
+        ...     net (float[1,1,4,4] x) => (float[1,1,4,4] y)
+        ...     <float[1,1,1,1] w = {2.0}, float[1,1,1,1] v = {3.0}>
+        ...     { a = Conv(x, w)  b = Conv(x, v)  y = Add(a, b) }
+        ... ''')
+        >>> verify(model, optimize(model).model).verdict
+        'verified'
 
     """
     options = options or Options()

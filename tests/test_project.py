@@ -45,5 +45,5 @@ def test_the_workflow_runs_on_every_python_that_is_promised():
 
 @pytest.mark.parametrize("folder", ["docs/decisions"])
 def test_every_decision_is_in_the_list(folder):
-    listed = re.findall(r"\((\d{4}-[\w-]+\.md)\)", (ROOT / folder / "README.md").read_text())
+    listed = re.findall(r"\((\d{4}-[\w-]+\.md)\)", (ROOT / folder / "index.md").read_text())
     assert listed == sorted(p.name for p in (ROOT / folder).glob("[0-9]*.md"))

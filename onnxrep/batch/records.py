@@ -51,9 +51,9 @@ class BatchOptions:
     """How a batch is treated.
 
     Attributes:
-        verify, provider, input_shapes, input_ranges, input_data, allow_unverified, inline_functions, external_data,
-        follow_symlinks, hf_cache, custom_ops_lib, only_nodes, exclude_nodes, kinds: for each model; see
-            :class:`onnxrep.pipeline.Options`.
+        verify, provider, input_shapes, input_ranges, input_data: for each model; see :class:`onnxrep.pipeline.Options`.
+        allow_unverified, inline_functions, external_data, follow_symlinks, hf_cache, custom_ops_lib: likewise.
+        only_nodes, exclude_nodes, kinds: likewise.
         include, exclude: patterns for the models' relative paths; see :func:`onnxrep.batch.discover.find`.
         jobs: models at a time; 0 for one per core.
         threads: for ONNX Runtime, per model; 0 for an equal share of the cores.
