@@ -249,7 +249,7 @@ class Rearranger:
         except KeyError:
             return None
         count = math.prod(before)
-        if not 0 < count <= _LARGEST:
+        if min(before, default=1) < 1 or count > _LARGEST:  # two negative sizes have a positive product
             return None
         plain = np.arange(count, dtype=np.float64).reshape(before)
         sizes: Values = {}
