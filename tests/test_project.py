@@ -47,3 +47,15 @@ def test_the_workflow_runs_on_every_python_that_is_promised():
 def test_every_decision_is_in_the_list(folder):
     listed = re.findall(r"\((\d{4}-[\w-]+\.md)\)", (ROOT / folder / "index.md").read_text())
     assert listed == sorted(p.name for p in (ROOT / folder).glob("[0-9]*.md"))
+
+
+def test_what_contributing_names_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = [p for p in re.findall(r"`([\w./]+/[\w./]*)`", text) if "*" not in p]
+    assert len(paths) > 15
+    assert [p for p in paths if not p.startswith(".venv") and not (ROOT / p).exists()] == []
+    code = "".join(p.read_text() for folder in ("onnxrep", "tests") for p in (ROOT / folder).rglob("*.py"))
+    names = re.findall(r"`(_?[a-z]+_[a-z_]+)`|`([A-Z][a-z]+|OPS|FOLLOWED)`", text)
+    assert len(names) > 5
+    for name in filter(None, (n for pair in names for n in pair)):
+        assert re.search(rf"(def|class) {name}\b|^{name}\b", code, re.MULTILINE), name
