@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import onnx
 
 from onnxrep import files, reasons, validity
+from onnxrep.commute import COMMUTED, Commutation, Commuter
 from onnxrep.constants import Constants
 from onnxrep.emit import Emitter
 from onnxrep.errors import InvalidModel
 from onnxrep.escape import printable
 from onnxrep.graph import Edit, Model, Scope, commit
-from onnxrep.lift import FIRST, LIFTED, Facts
+from onnxrep.lift import LIFTED, Facts
 from onnxrep.plan import Planner, Region, shared_goes
 from onnxrep.proof.certificate import Certificate, Claim, certify
 from onnxrep.ranges import Ranges
@@ -25,7 +26,7 @@ from onnxrep.shapes import FOLLOWED, Shapes, infer
 from onnxrep.structure import came_out, went_in
 
 OLDEST_OPSET = 7
-_MOST_ROUNDS = 8
+_MOST_ROUNDS = 12
 
 Place = tuple[str, str]
 """A value: the label of its scope, and its name as it is printed."""
@@ -54,10 +55,10 @@ class Clock:
 class _Proposal:
     """A region with the edit that would replace it."""
 
-    planner: Planner
+    planner: Planner | Commuter
     emitter: Emitter
     facts: Facts
-    region: Region
+    region: Region | Commutation
     edit: Edit
 
     @property
@@ -73,12 +74,8 @@ class _Proposal:
     @property
     def claim(self) -> Claim:
         """What must be proven of it."""
-        region = self.region
-        turned = any(step.order or step.shape or step.pool for s in region.summands for step in s.origin.steps)
-        spatial = region.outlet.layout == FIRST and not turned
-        return Claim(
-            self.facts, region.output, region.sources, spatial, region.rounded, self.edit, self.planner.representative
-        )
+        region, equal = self.region, self.planner.representative
+        return Claim(self.facts, region.output, region.sources, region.spatial, region.rounded, self.edit, equal)
 
     def refusal(self, code: str, detail: str) -> records.Refusal:
         """Return the record of why it is not done."""
@@ -110,6 +107,7 @@ def fold(
     clock: Clock | None = None,
     skipped: Collection[Place] = (),
     selection: Selection = EVERYTHING,
+    provider: str = "cpu",
 ) -> tuple[list[records.Fold], list[records.Refusal]]:
     """Fold a model in place, in as many rounds as find something; return what was done and what was left alone.
 
@@ -119,6 +117,7 @@ def fold(
         clock: is told the stages.
         skipped: values that no fold may make or look through.
         selection: what the caller lets fold.
+        provider: the execution provider that the model is made for, ``cpu`` or ``cuda``.
 
     """
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
@@ -126,7 +125,7 @@ def fold(
         node = records.Node("(graph)", "")
         detail = f"opset {opset}; convert the model to opset {OLDEST_OPSET} or later"
         return [], [records.Refusal(node, "", "old-opset", reasons.REASONS["old-opset"], detail)]
-    return _Folding(proto, folder, clock or Clock(), skipped, selection).run()
+    return _Folding(proto, folder, clock or Clock(), skipped, selection, provider).run()
 
 
 class _Folding:
@@ -139,8 +138,10 @@ class _Folding:
         clock: Clock,
         skipped: Collection[Place],
         selection: Selection,
+        provider: str,
     ) -> None:
         self._proto, self._folder, self._clock, self._selection = proto, folder, clock, selection
+        self._provider = provider
         self._skipped = set(skipped)
         self._doubts: set[Place] = set()
         self._changed = False
@@ -167,13 +168,15 @@ class _Folding:
     def _round(self, count: int) -> bool:
         """Fold once; return whether another round may find more."""
         with self._clock.stage("view"):
-            model = Model(self._proto, self._folder, LIFTED | FOLLOWED)
+            model = Model(self._proto, self._folder, LIFTED | FOLLOWED | COMMUTED)
             every = known_facts(model)
         present = {(s.label, s.node_label(p)) for s in model.scopes for p in range(len(s.nodes))}
         self._names = self._names or present
         self._refusals = [r for r in self._refusals if (r.scope, r.node.name) in present]
         with self._clock.stage("plan"):
-            proposals = [p for facts in every for p in self._planned(facts)]
+            proposals = [p for facts in every for p in self._exchanged(facts, early=True)]
+            proposals = proposals or [p for facts in every for p in self._planned(facts)]
+            proposals = proposals or [p for facts in every for p in self._exchanged(facts, early=False)]
         with self._clock.stage("prove"):
             certificates = certify([p.claim for p in proposals])
         proven: list[_Proven] = []
@@ -204,6 +207,16 @@ class _Folding:
         self._skipped.add(proposal.place)
         self._note([proposal.refusal("excluded", f"{proposal.place[1]} was not selected")])
         return False
+
+    def _exchanged(self, facts: Facts, *, early: bool) -> list[_Proposal]:
+        """Return the exchanges of neighbours in one scope, those to make before or after folding."""
+        if not any(node.op in COMMUTED for node in facts.scope.nodes):
+            return []
+        commuter, emitter = Commuter(facts, _values(self._skipped, facts.scope), self._provider), Emitter(facts)
+        found = list(commuter.early() if early else commuter.late())
+        if not early:
+            self._note(_refusal(facts.scope, r.position, r.code, r.detail) for r in commuter.refusals())
+        return [_Proposal(commuter, emitter, facts, each, each.edit) for each in found]
 
     def _planned(self, facts: Facts) -> list[_Proposal]:
         """Plan and emit the regions of one scope, in the order of the graph."""
@@ -239,7 +252,8 @@ def _complete(proven: list[_Proven]) -> tuple[list[_Proven], set[Place]]:
         good = []
         for proposal, certificate in proven:
             scope, region = proposal.scope, proposal.region
-            if not region.shared or shared_goes(region, scope, [p.region for p, _ in proven if p.scope is scope]):
+            beside = [p.region for p, _ in proven if p.scope is scope and isinstance(p.region, Region)]
+            if not isinstance(region, Region) or not region.shared or shared_goes(region, scope, beside):
                 good.append((proposal, certificate))
                 continue
             values = (v for position in region.shared for v in scope.outputs_of(position))

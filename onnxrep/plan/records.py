@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onnxrep.grouping import Span
 from onnxrep.lattice import Array, Map
-from onnxrep.lift import Layout
+from onnxrep.lift import FIRST, Layout
 from onnxrep.price import Price
 from onnxrep.ranges import Part, Ranges, ranges
 
@@ -156,6 +156,12 @@ class Region:
     before: Price
     after: Price
     rounded: bool = False
+
+    @property
+    def spatial(self) -> bool:
+        """Whether the sources are read as images, channels on axis 1."""
+        turned = any(step.order or step.shape or step.pool for s in self.summands for step in s.origin.steps)
+        return self.outlet.layout == FIRST and not turned
 
     @property
     def sources(self) -> tuple[str, ...]:

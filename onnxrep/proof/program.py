@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -23,8 +23,11 @@ Array = NDArray[Any]
 _SCALABLE = frozenset(OPS) | {"Concat", "Transpose"}
 """Ops that do the same on a smaller image."""
 
-_ALONE = frozenset(OPS) - {"MatMul", "Gemm"}
+_ALONE = frozenset(OPS) - {"MatMul", "Gemm", "ReduceMean"}
 """Ops that keep the channels in their order."""
+
+_SCALED = ("Resize", "Upsample")
+"""Ops whose sizes follow from scales, which are reals."""
 
 _INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
 _DEPTHWISE, _PER_ELEMENT = 16.0, 32.0
@@ -80,7 +83,8 @@ class Program:
                 inputs.append(numbers.setdefault(name, len(numbers)))
                 values = self.constants.get(name)
                 if values is not None:
-                    inputs.append((values.shape, "reals" if is_float(values) else values.tobytes()))
+                    weights = is_float(values) and node.op_type not in _SCALED
+                    inputs.append((values.shape, "reals" if weights else values.tobytes()))
             for name in node.output:
                 numbers.setdefault(name, len(numbers))
             attributes = tuple(sorted(a.SerializeToString(deterministic=True) for a in node.attribute))
@@ -140,6 +144,10 @@ class Program:
         elif node.op_type in ("Pad", "Slice"):
             for a, (far, step) in self._moves(node, attributes, axes).items():
                 extent[a], stride[a] = (extent[a] - 1) * step + 1 + far, stride[a] * step
+        elif node.op_type in _SCALED:
+            given = attributes.get("scales", self.constants.get(node.input[-1], ()))
+            for a, scale in enumerate(np.asarray(given, np.float64).reshape(-1)[2 : axes + 2]):
+                extent[a], stride[a] = math.ceil((extent[a] - 1) / scale) + 1, stride[a] / Fraction(scale)
         elif node.op_type == "SpaceToDepth":
             step = attributes["blocksize"]
             extent, stride = [e * step for e in extent], [s * step for s in stride]
@@ -283,7 +291,15 @@ def pair(
     before = Program(whole.nodes, sources, output, whole.constants, facts.opset)
     tensors = {name: part.exact.get(name, values) for part in edit.whole for name, values in part.tensors}
     nodes = [*prefix.nodes, *(exported(n) for n in edit.written)]
-    return before, Program(nodes, sources, output, {**prefix.constants, **tensors}, facts.opset)
+    kept = _constants_read(facts, edit, tensors)
+    return before, Program(nodes, sources, output, {**prefix.constants, **kept, **tensors}, facts.opset)
+
+
+def _constants_read(facts: Facts, edit: Edit, new: Collection[str]) -> dict[str, Array]:
+    """Return the constants of the graph that new nodes read as they are."""
+    names = {str(v.name) for node in edit.written for v in node.inputs if v.name} - set(new)
+    found = {name: facts.constants.get(name) for name in names if facts.is_constant(name)}
+    return {name: constant.values() for name, constant in found.items() if constant is not None}
 
 
 class _Part:

@@ -311,6 +311,59 @@ def _average_pool(call: Call) -> Array:
     return np.asarray(total / np.sum([seen for _, seen in inside], axis=0))
 
 
+def _global_average_pool(call: Call) -> Array:
+    """Return the mean of each channel's image."""
+    x = call.stack(0)
+    return np.asarray(np.mean(x, axis=tuple(range(4, x.ndim)), keepdims=True))
+
+
+def _reduce_mean(call: Call) -> Array:
+    """Return the mean over some axes."""
+    x, axes = call.stack(0), call.attributes.get("axes")
+    if call.optional(1) is not None:
+        axes = np.asarray(call.optional(1)).tolist()
+    if axes is None:
+        raise CannotEvaluate("a mean over axes that are not said")
+    places = tuple(int(a) % (x.ndim - 2) + 2 for a in axes)
+    return np.asarray(np.mean(x, axis=places, keepdims=bool(call.attributes.get("keepdims", 1))))
+
+
+def _resize(call: Call) -> Array:
+    """Return what a nearest Resize (from opset 11 on) or Upsample picks, by constant scales of the spatial axes.
+
+    https://onnx.ai/onnx/operators/onnx__Resize.html
+    """
+    x, found, old = call.stack(0), call.attributes, call.node.op_type == "Upsample"
+    given = call.optional(1 if old else 2)
+    scales = np.asarray(found.get("scales", []) if given is None else given, np.float64)
+    factors = scales.reshape(-1, x.ndim - 2) if scales.size else np.zeros((1, 0))
+    fits = factors.shape[1] == x.ndim - 2 and np.all(factors == factors[0]) and np.all(factors[0, :2] == 1)
+    how = "asymmetric" if old else found.get("coordinate_transformation_mode", "half_pixel")
+    rounding = "floor" if old else found.get("nearest_mode", "round_prefer_floor")
+    plain = found.get("mode", "nearest") == "nearest" and how in _COORDINATES and rounding in _ROUNDINGS
+    if not fits or not plain or call.optional(3) is not None or (call.opset < 11 and not old) or found.get("axes"):
+        raise CannotEvaluate("a Resize of another kind")
+    for axis, scale in enumerate(factors[0, 2:], 4):
+        length = x.shape[axis]
+        places = np.arange(math.floor(length * scale), dtype=np.float64)
+        picked = _ROUNDINGS[rounding](_COORDINATES[how](places, scale))
+        x = np.take(x, np.clip(picked, 0, length - 1).astype(np.int64), axis=axis)
+    return x
+
+
+_COORDINATES: Mapping[str, Callable[[Array, float], Array]] = {
+    "asymmetric": lambda p, scale: p / scale,
+    "half_pixel": lambda p, scale: (p + 0.5) / scale - 0.5,
+    "pytorch_half_pixel": lambda p, scale: (p + 0.5) / scale - 0.5 if len(p) > 1 else 0.0 * p,
+}
+_ROUNDINGS: Mapping[str, Callable[[Array], Array]] = {
+    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
+    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+    "floor": np.floor,
+    "ceil": np.ceil,
+}
+
+
 def _pad(call: Call) -> Array:
     """Return the value with a constant around it."""
     x, value = call.stack(0), call.optional(2)
@@ -364,14 +417,18 @@ OPS: Mapping[str, Callable[[Call], Array]] = {
     "Div": _div,
     "Dropout": _dropout,
     "Gemm": _gemm,
+    "GlobalAveragePool": _global_average_pool,
     "Identity": _same,
     "MatMul": _matmul,
     "Mean": _mean,
     "Mul": _mul,
     "Neg": _neg,
     "Pad": _pad,
+    "ReduceMean": _reduce_mean,
+    "Resize": _resize,
     "Sub": _sub,
     "Sum": _add,
+    "Upsample": _resize,
 }
 """Ops that calculate."""
 

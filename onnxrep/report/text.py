@@ -89,6 +89,7 @@ def folds(report: Report, console: Console, verbose: bool, *, places: bool = Fal
     """Print folds by kind and by what became of what; with ``places`` where the first are, or with ``verbose`` all."""
     kinds = Counter(f.kind for f in report.folds)
     words = {"merge": "parallel branches merged into one", "fuse": "nodes in sequence fused into one"}
+    words["move"] = "nodes in another order"
     for kind, count in sorted(kinds.items(), reverse=True):
         say(console, f"[bold]{count} x {kind}[/]: {words[kind]}")
         groups: dict[str, list[Fold]] = {}
