@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 
 from onnxrep.graph import DEFAULT_DOMAINS, Edit, stored
 from onnxrep.lift import FIRST, Decline, Facts, Lifted
-from onnxrep.plan.records import Refusal
+from onnxrep.plan.records import Refusal, Summand
 from onnxrep.plan.views import Views
 from onnxrep.price import RATES, Price, Work
 from onnxrep.shapes import Dim
@@ -39,7 +39,8 @@ _COPYING = frozenset(("asymmetric", "half_pixel", "pytorch_half_pixel"))
 """Coordinate transformations in which, at integer scales, each position copies one that depends on no other size."""
 
 _RESIZE_ATTRIBUTES = frozenset(
-    "coordinate_transformation_mode cubic_coeff_a exclude_outside extrapolation_value mode nearest_mode".split()
+    "coordinate_transformation_mode cubic_coeff_a exclude_outside extrapolation_value keep_aspect_ratio_policy mode"
+    " nearest_mode antialias".split()
 )
 _FEWEST_POSITIONS = 4.0
 """Positions that an image of unknown size is taken to have at least, where all of it is averaged."""
@@ -72,6 +73,7 @@ class Commutation:
     rounded: bool = field(default=False, init=False)
     spatial: bool = field(default=True, init=False)
     shared: tuple[int, ...] = field(default=(), init=False)
+    summands: tuple[Summand, ...] = field(default=(), init=False)
 
     @property
     def covered(self) -> tuple[int, ...]:

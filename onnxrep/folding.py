@@ -212,8 +212,10 @@ class _Folding:
         """Return the exchanges of neighbours in one scope, those to make before or after folding."""
         if not any(node.op in COMMUTED for node in facts.scope.nodes):
             return []
-        commuter, emitter = Commuter(facts, _values(self._skipped, facts.scope), self._provider), Emitter(facts)
-        found = list(commuter.early() if early else commuter.late())
+        fixed = {*_values(self._skipped, facts.scope), *self._selection.excluded(facts.scope)}
+        commuter, emitter = Commuter(facts, fixed, self._provider), Emitter(facts)
+        every = commuter.early() if early else commuter.late()
+        found = [each for each in every if not self._selection.objection(facts.scope, each)]
         if not early:
             self._note(_refusal(facts.scope, r.position, r.code, r.detail) for r in commuter.refusals())
         return [_Proposal(commuter, emitter, facts, each, each.edit) for each in found]

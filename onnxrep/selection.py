@@ -8,13 +8,14 @@ from fnmatch import fnmatchcase
 
 import onnx
 
+from onnxrep.commute import Commutation
 from onnxrep.errors import UsageError
 from onnxrep.escape import printable
 from onnxrep.graph import Scope
 from onnxrep.plan import Region
 from onnxrep.report import records
 
-KINDS = ("merge", "fuse")
+KINDS = ("merge", "fuse", "move")
 """What a fold can be; see :class:`onnxrep.report.records.Fold`."""
 
 
@@ -43,7 +44,7 @@ class Selection:
                 raise UsageError(f"{name} must be a list of texts, not one text")
         wrong = sorted(set(self.kinds) - set(KINDS))
         if wrong:
-            raise UsageError(f"no such kind of fold: {', '.join(wrong)}; there are {' and '.join(KINDS)}")
+            raise UsageError(f"no such kind of fold: {', '.join(wrong)}; there are {', '.join(KINDS)}")
 
     def excluded(self, scope: Scope) -> dict[str, str]:
         """Return the values of a scope whose nodes stay as they are, and why."""
@@ -55,7 +56,7 @@ class Selection:
                 found.update(dict.fromkeys(scope.outputs_of(position), why))
         return found
 
-    def objection(self, scope: Scope, region: Region) -> str:
+    def objection(self, scope: Scope, region: Region | Commutation) -> str:
         """Say why a region may not fold; empty if it may."""
         output = printable(region.output)
         names = [name for position in region.covered for name in _names(scope, position)]

@@ -87,13 +87,13 @@ def _kernel(node: gs.Node, weight: tuple[int, ...]) -> dict[str, Any]:
     """Return what is recorded of a convolution or product."""
     if node.op in ("MatMul", "Gemm") and weight:
         return {"channels": (weight[0], weight[1])}
-    if node.op not in ("Conv", "ConvTranspose"):
+    if node.op not in ("Conv", "ConvTranspose") or not weight:
         return {}
-    attributes, group = node.attrs, int(node.attrs["group"])
+    attributes, group, ones = node.attrs, int(node.attrs.get("group", 1)), (1,) * (len(weight) - 2)
     return {
-        "kernel_shape": tuple(attributes["kernel_shape"]),
-        "strides": tuple(attributes["strides"]),
-        "dilations": tuple(attributes["dilations"]),
+        "kernel_shape": tuple(attributes.get("kernel_shape", weight[2:])),
+        "strides": tuple(attributes.get("strides", ones)),
+        "dilations": tuple(attributes.get("dilations", ones)),
         "pads": tuple(attributes.get("pads", ())),
         "group": group,
         "channels": (weight[1] * group, weight[0]) if node.op == "Conv" else (weight[0], weight[1] * group),

@@ -68,7 +68,7 @@ def folding(parser: argparse.ArgumentParser) -> None:
         "--kind",
         action="append",
         default=[],
-        choices=("merge", "fuse"),
+        choices=("merge", "fuse", "move"),
         help="fold only parallel branches (merge) or only nodes in sequence (fuse)",
     )
 

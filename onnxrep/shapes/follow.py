@@ -41,7 +41,7 @@ _VECTORS = frozenset(("Shape", "Gather", "Cast", "Identity", "Concat", "Slice", 
 
 FOLLOWED = SAME | BROADCAST | WINDOWS | _RESHAPES | {"Concat", "Gather", "Pad", "Shape", "Slice"}
 FOLLOWED |= {"SpaceToDepth", "DepthToSpace", "ScatterND", "Split", "Transpose", "ConvTranspose", "MatMul", "Gemm"}
-FOLLOWED |= {"GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceSum", "Resize"}
+FOLLOWED |= {"GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceSum", "Resize", "Upsample"}
 
 
 class Shapes:
@@ -162,7 +162,7 @@ class Shapes:
         """Return the shape of a product, or of what an op makes that moves positions about or joins images."""
         if node.op in ("MatMul", "Gemm"):
             return _product_shape(node, first, shapes[1] if len(shapes) > 1 else None)
-        if node.op == "Resize":
+        if node.op in ("Resize", "Upsample"):
             return self._resized(node, first)
         if node.op in ("GlobalAveragePool", "GlobalMaxPool"):
             return (*first[:2], *(1,) * len(first[2:]))
@@ -237,17 +237,20 @@ class Shapes:
         return tuple(result)
 
     def _resized(self, node: Any, first: Shape) -> Shape | None:
-        """Return the sizes to which a Resize is told to go, or to which whole factors take it."""
-        plain = not node.attrs.get("axes") and node.attrs.get("keep_aspect_ratio_policy", "stretch") == "stretch"
-        names = [v.name for v in node.inputs]
-        wanted: Shape | None = None
-        if plain and len(names) == 4:
+        """Return the sizes to which a Resize is told to go, or to which whole factors take it or an Upsample."""
+        names, place = [v.name for v in node.inputs], 1 if node.op == "Upsample" else 2
+        if node.attrs.get("axes") or node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+            return None
+        if place == 2 and len(names) == 4:
             wanted = self.vector(names[3])
-        elif plain and len(names) == 3 and self._constants.has(names[2]):
-            factors = constant.floats().reshape(-1) if (constant := self._constants.get(names[2])) else ()
-            sizes = [int(f) * d for d, f in zip(first, factors, strict=False) if isinstance(d, int) and f % 1 == 0]
-            wanted = tuple(sizes)
-        return wanted if wanted is not None and len(wanted) == len(first) else None
+            return wanted if wanted is not None and len(wanted) == len(first) else None
+        given = node.attrs.get("scales") if place == 1 else None
+        if len(names) == place + 1 and (constant := self._constants.get(names[place])) is not None:
+            given = constant.floats().reshape(-1).tolist()
+        if given is None or len(given) != len(first) or any(s < 1 or s != int(s) for s in given):
+            return None
+        columns = [(d, int(s)) for d, s in zip(first, given, strict=True)]
+        return tuple(d * s if isinstance(d, int) else d if s == 1 else Size(Enlarged(d, s, s)) for d, s in columns)
 
     def _reduced(self, node: Any, first: Shape) -> Shape | None:
         """Return the shape behind a reduction over known axes."""
