@@ -468,7 +468,7 @@ def _selection(options: Options) -> Selection:
 def _fold_all(source: files.ModelFile, options: Options, clock: Clock, skipped: Collection[Place] = ()) -> Folded:
     """Fold a model's message in place, its local functions inlined first if that is wanted and helps."""
     if not options.inline_functions or not source.model.functions:
-        return fold(source.model, source.folder, clock, skipped, _selection(options))
+        return fold(source.model, source.folder, clock, skipped, _selection(options), options.provider)
     from onnx import inliner
 
     try:
@@ -476,7 +476,7 @@ def _fold_all(source: files.ModelFile, options: Options, clock: Clock, skipped: 
     except Exception as error:  # onnx raises what it likes
         raise UnsupportedModel(f"the local functions cannot be inlined: {str(error).splitlines()[0]}") from error
     validity.check(source.model, "the model with its functions inlined")
-    folds, refusals = fold(source.model, source.folder, clock, skipped, _selection(options))
+    folds, refusals = fold(source.model, source.folder, clock, skipped, _selection(options), options.provider)
     if not folds:
         source.model.CopyFrom(source.fresh())
     return folds, refusals

@@ -125,7 +125,7 @@ class Fold:
     Attributes:
         output: the value that it makes, before and after.
         sources: the values that it reads.
-        kind: ``merge`` (parallel branches became one) ``fuse`` (nodes in sequence became one)
+        kind: ``merge`` (parallel branches became one), ``fuse`` (nodes in sequence became one)
             or ``move`` (nodes changed places).
         scope: the nodes around it if it lies in the body of an If, Loop or Scan; else empty.
         removed, emitted: what went in and what came out.
