@@ -99,7 +99,7 @@ changelog: env ## gather the fragments in changelog.d for a release: make change
 	$(BIN)/towncrier build --yes --version $(VERSION)
 
 clean: ## remove what make made
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 .PHONY: help env demo test lint types layers unit zoo zoo-half fuzz mutants batch-faults bench bench-latency bench-external fuzz-reader
-.PHONY: bench-tool bench-growth screenshots blocks golden changelog clean
+.PHONY: bench-tool bench-growth screenshots blocks golden docs changelog clean

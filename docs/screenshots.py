@@ -62,9 +62,11 @@ def terminal(model: Path, target: Path) -> None:
         console.print(f"$ onnxrep optimize {model.name}", highlight=False, style="bold")
         report = optimize(model, model.with_suffix(".rep.onnx"), Options()).report
         text.show(report, console)
-    drawn = console.export_svg(title="onnxrep").replace(f"{model.parent}/", "")
+    drawn = console.export_svg(title="onnxrep")
+    shown = re.escape(f"{model.parent}/")
+    drawn = re.sub(rf' textLength="[0-9.]+"([^>]*>[^<]*){shown}', r"\1", drawn)  # or the rest would be stretched
     drawn = re.sub(r"@font-face \{.*?\}", "", drawn, flags=re.DOTALL)  # nothing is loaded from elsewhere
-    target.write_text(drawn, "utf-8")
+    target.write_text(drawn.replace(f"{model.parent}/", ""), "utf-8")
 
 
 def main() -> None:
