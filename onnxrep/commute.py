@@ -26,7 +26,7 @@ from onnxrep.lift import FIRST, Decline, Facts, Lifted
 from onnxrep.plan.records import Refusal, Summand
 from onnxrep.plan.views import Views
 from onnxrep.price import RATES, Price, Work
-from onnxrep.shapes import Dim
+from onnxrep.shapes import Dim, enlarges
 
 _PASSING = frozenset("Add BatchNormalization Conv Div Identity Mul Neg Sub".split())
 """Ops that may read no neighbours and have one operand that is data."""
@@ -201,7 +201,7 @@ class Commuter:
     def _pools(self, *, early: bool) -> Iterator[Commutation]:
         """Yield pools to take in front of the convolution that they read."""
         for position, node in enumerate(self._scope.nodes):
-            if node.op in COMMUTED - {"Resize", "Upsample"} and node.domain in DEFAULT_DOMAINS:
+            if node.op in COMMUTED - {"Resize", "Upsample"} and node.domain in DEFAULT_DOMAINS and node.inputs:
                 run = self._below(str(node.inputs[0].name))
                 if run is not None and (not early or self._is_apart(position, run)):
                     yield from self._free(self._pooled(position, run))
@@ -280,7 +280,7 @@ class Commuter:
             reader = self._reader(value)
             if reader is None or value in self._skipped:
                 continue
-            joins = self._scope.nodes[reader].op == "Concat" and int(self._scope.nodes[reader].attrs["axis"]) in (1, -3)
+            joins = self._joins(self._scope.nodes[reader], value)
             run = self._above(self._scope.outputs_of(reader)[0] if joins else value)
             if run is None:
                 continue
@@ -291,6 +291,11 @@ class Commuter:
                 continue
             found = self._split(position, reader, run, scale) if joins else self._enlarged(position, run, scale)
             yield from self._free(found)
+
+    def _joins(self, node: gs.Node, value: str) -> bool:
+        """Whether a node is a Concat of channels."""
+        rank = len(self._facts.shapes.of(value) or ())
+        return node.op == "Concat" and rank > 2 and int(node.attrs["axis"]) % rank == 1
 
     def _copies(self, node: gs.Node, position: int) -> float:
         """Return how many copies a nearest Resize or Upsample makes of each position.
@@ -316,7 +321,7 @@ class Commuter:
             given = self._facts.constant(where, "scales").floats().reshape(-1).tolist()
         if not given:
             raise Decline("resize", "the Resize is given sizes, not constant scales; they name the channels")
-        if len(given) != rank or given[:2] != [1.0, 1.0] or any(s < 1 or s != int(s) for s in given):
+        if len(given) != rank or given[:2] != [1.0, 1.0] or not enlarges(given):
             raise Decline("resize", f"the scales {given} are not whole numbers for the image alone")
         return float(math.prod(given))
 
@@ -393,7 +398,7 @@ class Commuter:
         source, value = str(resize.inputs[0].name), self._scope.outputs_of(position)[0]
         place = names.index(value)
         weight = self._facts.constant(str(conv.inputs[1].name), "the weight")
-        if output in self._skipped:
+        if output in self._skipped or weight.dims[1] != sum(widths):
             return None
         edges = np.cumsum([0, *widths])
         inside = np.zeros(edges[-1], bool)
@@ -445,7 +450,8 @@ def _counts_real_pixels(node: gs.Node) -> bool:
     plain = not set(node.attrs) - known and node.attrs.get("auto_pad", "NOTSET") in ("", "NOTSET")
     plain &= not node.attrs.get("ceil_mode", 0) and not node.attrs.get("count_include_pad", 0)
     dilated = any(d != 1 for d in node.attrs.get("dilations") or ())
-    return plain and not dilated and bool(pads) and all(p < k for p, k in zip(pads, kernel * 2, strict=True))
+    plain &= len(pads) == 2 * len(kernel) > 0
+    return plain and not dilated and all(p < k for p, k in zip(pads, kernel * 2, strict=True))
 
 
 def _node(op: str, name: str, inputs: Sequence[str], output: str, **attributes: Any) -> gs.Node:

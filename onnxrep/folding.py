@@ -215,7 +215,13 @@ class _Folding:
         fixed = {*_values(self._skipped, facts.scope), *self._selection.excluded(facts.scope)}
         commuter, emitter = Commuter(facts, fixed, self._provider), Emitter(facts)
         every = commuter.early() if early else commuter.late()
-        found = [each for each in every if not self._selection.objection(facts.scope, each)]
+        found = []
+        for each in every:
+            objection = self._selection.objection(facts.scope, each)
+            if not objection:
+                found.append(each)
+            elif not early:
+                self._note([_refusal(facts.scope, each.root, "excluded", objection)])
         if not early:
             self._note(_refusal(facts.scope, r.position, r.code, r.detail) for r in commuter.refusals())
         return [_Proposal(commuter, emitter, facts, each, each.edit) for each in found]

@@ -33,7 +33,8 @@ def fold(
         only: patterns as of :mod:`fnmatch` for names of nodes or of their outputs: a region folds only if one of its
             nodes matches one; empty for all.
         exclude: the same for nodes that stay as they are; what is around them folds without them.
-        kinds: ``merge`` (parallel branches become one) or ``fuse`` (nodes in sequence become one); empty for both.
+        kinds: ``merge`` (parallel branches become one), ``fuse`` (nodes in sequence become one) or ``move`` (neighbours
+            change places); empty for all.
         select: is given the record of each fold, proven and not yet made, and says whether to make it.
 
     Returns:

@@ -59,7 +59,7 @@ class Options:
         only_nodes: patterns as of :mod:`fnmatch` for names of nodes or of their outputs: a region folds only if one of
             its nodes matches one; empty for all.
         exclude_nodes: the same for nodes that stay as they are; what is around them folds without them.
-        kinds: kinds of folds that are made (``merge``, ``fuse``); empty for all.
+        kinds: kinds of folds that are made (``merge``, ``fuse``, ``move``); empty for all.
         select: is given the record of each fold, proven and not yet made, and says whether to make it.
 
     """
@@ -175,7 +175,7 @@ def optimize(
         with clock.stage("tune"):
             tuned = _tuned(source, options)
             folds, refusals = tuned.folds, tuned.refusals
-    latency = tuned.latency if tuned else None
+    latency, untimed = tuned.latency if tuned else None, options.bench
     verification = None
     status = "folded" if folds else "unchanged"
     if folds and options.verify:
@@ -185,10 +185,10 @@ def optimize(
             with clock.stage("roll back"):
                 skipped = tuned.skipped if tuned else ()
                 folds, refusals, verification = _rolled_back(source, options, folds, refusals, verification, skipped)
-                latency = None
+                latency, untimed = None, options.bench or options.tune
         status = {"verified": "folded"}.get(verification.verdict, verification.verdict)
     good = status in ("folded", "unchanged") or (status == "unverified" and options.allow_unverified)
-    if options.bench and folds and good and latency is None:
+    if untimed and folds and good and latency is None:
         with clock.stage("bench"):
             latency = _timed(source, options)
     written: list[Path] = []

@@ -24,7 +24,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "other-reader": "Another node reads an inner value of the region; merging would compute it twice.",
         "overflow": "The merged weight does not fit the model's number type.",
         "overridable": "A parameter is an initializer that is also a graph input: a caller may override it.",
-        "pool": "AveragePool is no convolution here: it counts real pixels at the border, or rounds its size up.",
+        "pool": "AveragePool is no plain average here: it counts real pixels at the border, or rounds its size up.",
         "price": "The merged convolution would do more arithmetic than its parts.",
         "quantized": "A weight is stored quantized; merging would give that up.",
         "training-mode": "The node is in training mode: its result depends on its batch or on chance.",

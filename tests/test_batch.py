@@ -412,7 +412,7 @@ def test_the_key_holds_the_device(tmp_path, monkeypatch):
     keys = []
     for provider in ("cpu", "cuda"):
         for name in ("one card", "another"):
-            monkeypatch.setattr(child, "device_name", lambda name=name: name)
+            monkeypatch.setattr(child.machine, "device_name", lambda name=name: name)
             keys.append(child._key(source, Options(provider=provider)))
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3

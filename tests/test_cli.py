@@ -435,3 +435,15 @@ def test_a_narrow_terminal_and_progress_that_goes(tmp_path):
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text[begin:])
     assert max(map(len, plain.splitlines())) <= 80
     assert "22 regions would fold" in plain
+
+
+@pytest.mark.parametrize(("option", "older"), [("--report", '{"schema": 1}'), ("--html", "<!doctype html>")])
+def test_a_report_takes_the_place_of_an_older_one_only(capsys, block, tmp_path, option, older):
+    """Not of what is there besides: a model's data, or an input of this run."""
+    data = tmp_path / "weights.bin"
+    data.write_bytes(b"\x80weights")
+    code, _, err = call(capsys, "inspect", block, option, data)
+    assert (code, data.read_bytes()) == (2, b"\x80weights")
+    assert "of another kind" in err
+    data.write_text(older)
+    assert call(capsys, "inspect", block, option, data)[0] == 0

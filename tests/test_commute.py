@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 from models.net import Net
 from onnxrep.folding import fold
 from onnxrep.proof.semantics import Call, CannotEvaluate, _resize
+from onnxrep.selection import Selection
 from tests.tools import assert_same, attributes, codes, copy, folded, ops, run
 
 COPYING = ["asymmetric", "half_pixel", "pytorch_half_pixel"]
@@ -304,3 +305,43 @@ def test_models_are_checked():
     n = net()
     result, _, _ = folded(n.model(pool(n, n.conv(image(n), 4, 1, bias=True))))
     onnx.checker.check_model(result, full_check=True)
+
+
+@pytest.mark.parametrize("scale", [np.inf, np.nan, 0.0])
+def test_scales_that_are_no_numbers_stay(scale):
+    n = net()
+    made = enlarged(n, image(n), (1, 1, 2, scale))
+    model = n.model(n.conv(made, 4, 1))
+    result = copy(model)
+    folds, refusals = fold(result, None)
+    assert not folds
+    assert result == model
+    assert "resize" in codes(refusals)
+
+
+def test_pads_of_another_rank_stay():
+    n = net()
+    result = n.model(n.op("AveragePool", n.conv(image(n), 4, 1), kernel_shape=[2, 2], pads=[1] * 4, channels=4))
+    (pads,) = [a for node in result.graph.node for a in node.attribute if a.name == "pads" and node.op_type != "Conv"]
+    del pads.ints[2:]
+    assert not fold(result, None)[0]
+
+
+@pytest.mark.parametrize("shape", [(1, 256, 1024), (1, 256, 8, 16, 16)])
+def test_a_concat_along_another_axis_stays(shape):
+    """Counted from the end, axis -3 is that of the channels in images of two axes only."""
+    axes = len(shape) - 2
+    scales = [1.0, 1.0, *[2.0] * axes]
+    n = net()
+    large = n.op("Resize", n.input(shape), "", n.constant(np.array(scales, np.float32)), mode="nearest", channels=256)
+    other = n.input(tuple(s if a < 2 else 2 * s for a, s in enumerate(shape)), "other")
+    joined = n.op("Concat", large, other, axis=-3, channels=256)
+    model = n.model(n.op("Conv", joined, n.constant(n.draw(4, 256, *[1] * axes)), channels=4))
+    assert not fold(model, None)[0]
+
+
+def test_an_exchange_that_is_not_asked_for_is_reported():
+    n = net()
+    model = n.model(n.op("GlobalAveragePool", n.conv(image(n), 8, 1)))
+    _, refusals = fold(copy(model), None, selection=Selection(kinds=("merge",)))
+    assert "excluded" in codes(refusals)

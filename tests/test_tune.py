@@ -153,6 +153,7 @@ def test_what_is_alike_is_timed_once_and_remembered(tmp_path):
         lambda entry: json.dumps(entry | {"seconds": {"folded": [1.0]}}),
         lambda entry: json.dumps(entry | {"seconds": dict.fromkeys(entry["seconds"], [-1.0] * 9)}),
         lambda entry: json.dumps(entry | {"seconds": dict.fromkeys(entry["seconds"], "fast")}),
+        lambda entry: json.dumps(entry | {"seconds": dict.fromkeys(entry["seconds"], [10**400] * 9)}),
         lambda entry: json.dumps(entry | {"seconds": {n: [] for n in entry["seconds"]}}),
         lambda entry: json.dumps(entry | {"seconds": dict.fromkeys(entry["seconds"], [1.0, None] * 5)}),
         lambda entry: "[" * 60000,

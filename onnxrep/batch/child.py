@@ -17,7 +17,6 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from onnxrep import files, machine, pipeline
-from onnxrep.batch.device import device_name
 from onnxrep.batch.records import FINAL, LARGER, expected
 from onnxrep.errors import OnnxrepError, UsageError
 from onnxrep.escape import one_line
@@ -194,7 +193,7 @@ def _key(source: files.ModelFile, options: pipeline.Options) -> str:
         "external": source.external_digests,
         "options": given,
         "versions": pipeline.versions(),
-        "device": device_name() if options.provider == "cuda" else "",
+        "device": machine.device_name() if options.provider == "cuda" else "",
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -41,8 +41,8 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument(
         "--tune",
         action="store_true",
-        help="time regions where the price may be wrong, as they were and folded, and take what is faster; the result "
-        "is never slower than the original (for one model at a time: batch has no such option)",
+        help="time regions where the price may be wrong, as they were and folded, and take what is faster; then "
+        "the whole, and give up all folds if it is slower (for one model at a time: batch has no such option)",
     )
     parser.add_argument(
         "--tune-cache", type=Path, metavar="DIR", help="folder that keeps these times (default: that of your system)"

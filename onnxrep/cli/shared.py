@@ -69,7 +69,7 @@ def folding(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         choices=("merge", "fuse", "move"),
-        help="fold only parallel branches (merge) or only nodes in sequence (fuse)",
+        help="fold only parallel branches (merge), only nodes in sequence (fuse), or only exchange neighbours (move)",
     )
 
 
@@ -249,6 +249,11 @@ def write_html(page: Path, text: str) -> None:
 
 
 def check_apart(report: Path, *models: Path, option: str = "--report") -> None:
-    """Check that a report does not take the place of a model, or of another report."""
+    """Check that a report takes the place of nothing but an older one: not of a model, its data, or its inputs."""
     if report.resolve() in [m.resolve() for m in models]:
         raise UsageError(f"{option} {report}: is a model of this run, or its report; choose another name")
+    start = b"{" if option == "--report" else b"<"
+    if report.is_file():
+        with report.open("rb") as file:
+            if file.read(1) not in (b"", start):
+                raise UsageError(f"{option} {report}: is a file of another kind, which stays; choose another name")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxrep import files
+from onnxrep import files, machine
 from onnxrep.escape import printable
 from onnxrep.graph import DEFAULT_DOMAINS
 from onnxrep.proof import judge
@@ -184,9 +183,9 @@ class _Check:
         self._before, self._after, self._wishes = before, after, wishes
         self._workers, self._runtime = 1, runtime
         if runtime.provider == "cpu":  # much of a twin has no use for several threads
-            self._workers = _WORKERS
-            share = max((os.cpu_count() or 1) // _WORKERS, 1)
-            self._runtime = replace(runtime, threads=runtime.threads or share)
+            threads = runtime.threads or machine.cores()
+            self._workers = min(_WORKERS, threads)
+            self._runtime = replace(runtime, threads=threads // self._workers)
         small = before.data is not None or before.model.ByteSize() <= LARGEST_MESSAGE
         self._seed = seed_of(before.serialized) if small else 0
         self._roundoff = roundoff_of(before.model, after.model)
@@ -317,6 +316,8 @@ class _Check:
         if self._afforded and elements <= _SMALL_INPUT:
             return
         need, have = needed(self._before.model, shapes), budget()
+        if 2 * need > have:
+            self._workers = 1  # what runs beside the twin would need memory too
         self._afforded = True
         if need > have:
             sizes = describe(shapes)

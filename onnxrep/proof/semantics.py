@@ -322,7 +322,7 @@ def _reduce_mean(call: Call) -> Array:
     x, axes = call.stack(0), call.attributes.get("axes")
     if call.optional(1) is not None:
         axes = np.asarray(call.optional(1)).tolist()
-    if axes is None:
+    if axes is None or not len(axes):
         raise CannotEvaluate("a mean over axes that are not said")
     places = tuple(int(a) % (x.ndim - 2) + 2 for a in axes)
     return np.asarray(np.mean(x, axis=places, keepdims=bool(call.attributes.get("keepdims", 1))))

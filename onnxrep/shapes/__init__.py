@@ -8,7 +8,7 @@ normal form have equal sizes for every input that the model accepts.
 
 from __future__ import annotations
 
-from onnxrep.shapes.follow import FOLLOWED, Shapes
+from onnxrep.shapes.follow import FOLLOWED, Shapes, enlarges
 from onnxrep.shapes.inference import infer, inferred
 from onnxrep.shapes.sizes import Dim, Known, Shape, Size, assign, counted, lengths_of
 from onnxrep.shapes.windows import UnknownWindow, pad_margins, window
@@ -23,6 +23,7 @@ __all__ = [
     "UnknownWindow",
     "assign",
     "counted",
+    "enlarges",
     "infer",
     "inferred",
     "lengths_of",

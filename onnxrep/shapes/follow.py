@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import onnx
@@ -42,6 +43,11 @@ _VECTORS = frozenset(("Shape", "Gather", "Cast", "Identity", "Concat", "Slice", 
 FOLLOWED = SAME | BROADCAST | WINDOWS | _RESHAPES | {"Concat", "Gather", "Pad", "Shape", "Slice"}
 FOLLOWED |= {"SpaceToDepth", "DepthToSpace", "ScatterND", "Split", "Transpose", "ConvTranspose", "MatMul", "Gemm"}
 FOLLOWED |= {"GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceSum", "Resize", "Upsample"}
+
+
+def enlarges(scales: Sequence[float]) -> bool:
+    """Whether all scales are whole numbers from one on."""
+    return all(math.isfinite(s) and s >= 1 and s == int(s) for s in scales)
 
 
 class Shapes:
@@ -247,7 +253,7 @@ class Shapes:
         given = node.attrs.get("scales") if place == 1 else None
         if len(names) == place + 1 and (constant := self._constants.get(names[place])) is not None:
             given = constant.floats().reshape(-1).tolist()
-        if given is None or len(given) != len(first) or any(s < 1 or s != int(s) for s in given):
+        if given is None or len(given) != len(first) or not enlarges(given):
             return None
         columns = [(d, int(s)) for d, s in zip(first, given, strict=True)]
         return tuple(d * s if isinstance(d, int) else d if s == 1 else Size(Enlarged(d, s, s)) for d, s in columns)

@@ -37,10 +37,15 @@ class Cache:
     """A folder of entries. What cannot be read or written, or is not of this kind, is as if it were not there."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder or default_folder()
+        self._folder: Path | None = folder
+        if folder is None:
+            with contextlib.suppress(RuntimeError):  # a user without a home
+                self._folder = default_folder()
 
     def load(self, key: str, names: Sequence[str]) -> dict[str, list[float]] | None:
         """Return the times of each candidate, or None if there are none."""
+        if self._folder is None:
+            return None
         path = self._folder / f"{key}.json"
         try:
             if path.stat().st_size > _LARGEST:
@@ -64,6 +69,8 @@ class Cache:
 
     def store(self, key: str, seconds: Mapping[str, Sequence[float]]) -> None:
         """Keep the times of each candidate."""
+        if self._folder is None:
+            return
         entry = {
             "schema": SCHEMA,
             "key": key,
@@ -76,7 +83,7 @@ class Cache:
 
 def _is_time(value: Any) -> bool:
     """Whether this is a number of seconds."""
-    return isinstance(value, float | int) and not isinstance(value, bool) and 0.0 < value < math.inf
+    return isinstance(value, float) and 0.0 < value < math.inf
 
 
 def fingerprint(models: Mapping[str, onnx.ModelProto], about: Sequence[Any]) -> str:

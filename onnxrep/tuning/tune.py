@@ -143,7 +143,9 @@ class Tuner:
         """Return the times of all forms of a region, and whether they were known."""
         shapes = [(v.shape, v.dtype.str) for v in values.values()]
         runtime = self.runtime
-        about = (shapes, runtime.provider, runtime.threads, onnxruntime.__version__, machine.processor())
+        libraries = [str(path) for path in runtime.custom_ops]
+        where = (runtime.provider, machine.device_name() if runtime.provider == "cuda" else machine.processor())
+        about = (shapes, where, runtime.threads, machine.cores(), libraries, onnxruntime.__version__)
         key = fingerprint(forms, about)
         if key in self._known:
             return self._known[key][0], self._known[key][1]

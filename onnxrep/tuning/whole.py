@@ -47,7 +47,7 @@ def compared(tuner: Tuner) -> Compare:
 def tune(
     model: onnx.ModelProto, tuner: Tuner, fold: Callable[[Collection[Place]], Folded], side_by_side: Compare
 ) -> Tuned:
-    """Fold a model so that it is fastest, and never slower than the original.
+    """Fold a model so that it is fastest; where the whole is slower than the original, not at all.
 
     Where the whole is slower although each doubtful region was timed, all regions are; and where that does not help,
     all folds are given up.
