@@ -517,3 +517,16 @@ def test_images_smaller_than_a_kernel_do_not_end_the_process():
     one, far, axis = (n.constant([v], dtype=np.int64) for v in (1, 2**31, 2))
     model = n.model(n.relu(n.op("Slice", wide, one, far, axis)))
     assert optimize(model).status == "folded"
+
+
+def test_a_size_at_which_the_runtime_departs_from_the_definition_decides_nothing():
+    """Of an image smaller than the window, ONNX Runtime makes one pixel, and ONNX none."""
+    net = Net(0)
+    x = net.input(("batch", 4, "h", "w"))
+    y = net.relu(net.add(net.conv_bn(x, 4, 3), net.conv_bn(x, 4, 1)))
+    model = net.model(net.op("AveragePool", y, kernel_shape=[2, 2], strides=[2, 2], channels=4))
+    report = optimize(model).report
+    assert report.status == "folded"
+    statuses = [o.status for o in report.verification.outputs]
+    assert "same" in statuses
+    assert set(statuses) <= {"same", "skipped"}
