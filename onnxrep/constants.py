@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,12 @@ _CARRIERS = frozenset(
 """Ops that only hand a constant on: nothing is won by storing what they make."""
 
 
+@cache
+def _element_type(dtype: np.dtype[Any]) -> int:
+    """Return a tensor's element type for one of numpy's."""
+    return int(helper.np_dtype_to_tensor_dtype(dtype))
+
+
 class Constant:
     """A constant value: its dims and type at once, its values when asked for."""
 
@@ -59,7 +66,7 @@ class Constant:
         if tensor is not None:
             self.dims, self.data_type = tuple(tensor.dims), int(tensor.data_type)
         elif values is not None:
-            self.dims, self.data_type = values.shape, int(helper.np_dtype_to_tensor_dtype(values.dtype))
+            self.dims, self.data_type = values.shape, _element_type(values.dtype)
 
     def values(self) -> NDArray[Any]:
         """Return the values in the stored type."""
@@ -245,10 +252,7 @@ def evaluate(node: onnx.NodeProto, feeds: Mapping[str, NDArray[Any]], opset: int
         size = _result_bytes(node, feeds, opset)
         if size > MEMORY_LIMIT or _work(node, feeds, size / _WIDEST) > _MOST_WORK:
             return {}
-        infos = [
-            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
-            for n, a in feeds.items()
-        ]
+        infos = [helper.make_tensor_value_info(n, _element_type(a.dtype), a.shape) for n, a in feeds.items()]
         outputs = [onnx.ValueInfoProto(name=o) for o in node.output if o]
         graph = helper.make_graph([node], "constant", infos, outputs)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
@@ -278,7 +282,7 @@ def _result_bytes(node: onnx.NodeProto, feeds: Mapping[str, NDArray[Any]], opset
     schema = onnx.defs.get_schema(node.op_type, opset, "")
     types, data = {}, {}
     for name, values in feeds.items():
-        types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(values.dtype), values.shape)
+        types[name] = helper.make_tensor_type_proto(_element_type(values.dtype), values.shape)
         if values.dtype == np.int64 and values.size <= 1024:
             data[name] = numpy_helper.from_array(values, name)
     opsets = [helper.make_opsetid("", opset)]

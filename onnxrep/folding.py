@@ -31,6 +31,13 @@ _MOST_ROUNDS = 12
 Place = tuple[str, str]
 """A value: the label of its scope, and its name as it is printed."""
 
+Watch = Callable[[Facts | None], None]
+"""Is told what is known about the main graph, and None when that no longer holds because the graph has changed."""
+
+
+def _unwatched(facts: Facts | None) -> None:
+    """Watch nothing."""
+
 
 class Clock:
     """Seconds per stage."""
@@ -108,6 +115,7 @@ def fold(
     skipped: Collection[Place] = (),
     selection: Selection = EVERYTHING,
     provider: str = "cpu",
+    watch: Watch = _unwatched,
 ) -> tuple[list[records.Fold], list[records.Refusal]]:
     """Fold a model in place, in as many rounds as find something; return what was done and what was left alone.
 
@@ -118,6 +126,7 @@ def fold(
         skipped: values that no fold may make or look through.
         selection: what the caller lets fold.
         provider: the execution provider that the model is made for, ``cpu`` or ``cuda``.
+        watch: is told what is known about the main graph.
 
     """
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
@@ -125,7 +134,7 @@ def fold(
         node = records.Node("(graph)", "")
         detail = f"opset {opset}; convert the model to opset {OLDEST_OPSET} or later"
         return [], [records.Refusal(node, "", "old-opset", reasons.REASONS["old-opset"], detail)]
-    return _Folding(proto, folder, clock or Clock(), skipped, selection, provider).run()
+    return _Folding(proto, folder, clock or Clock(), skipped, selection, provider, watch).run()
 
 
 class _Folding:
@@ -139,9 +148,10 @@ class _Folding:
         skipped: Collection[Place],
         selection: Selection,
         provider: str,
+        watch: Watch,
     ) -> None:
         self._proto, self._folder, self._clock, self._selection = proto, folder, clock, selection
-        self._provider = provider
+        self._provider, self._watch = provider, watch
         self._skipped = set(skipped)
         self._doubts: set[Place] = set()
         self._changed = False
@@ -170,6 +180,7 @@ class _Folding:
         with self._clock.stage("view"):
             model = Model(self._proto, self._folder, LIFTED | FOLLOWED | COMMUTED)
             every = known_facts(model)
+        self._watch(every[0])
         present = {(s.label, s.node_label(p)) for s in model.scopes for p in range(len(s.nodes))}
         self._names = self._names or present
         self._refusals = [r for r in self._refusals if (r.scope, r.node.name) in present]
@@ -193,6 +204,7 @@ class _Folding:
         self._apart = set() if proven else self._apart | incomplete
         self._folds += [proposal.fold(count, certificate) for proposal, certificate in proven]
         if proven:
+            self._watch(None)
             with self._clock.stage("commit"):
                 commit(model, list(_edits([proposal for proposal, _ in proven])))
                 _check_whole(self._proto)

@@ -397,7 +397,8 @@ def stored(values: NDArray[np.float64], data_type: int) -> NDArray[Any]:
     """
     with np.errstate(over="ignore"):
         rounded = values.astype(onnx.helper.tensor_dtype_to_np_dtype(data_type))
-    if not np.all(np.isfinite(rounded.astype(np.float64))):
+    known = rounded if rounded.dtype.kind == "f" else rounded.astype(np.float64)  # bfloat16 is not numpy's own
+    if not np.all(np.isfinite(known)):
         name = onnx.TensorProto.DataType.Name(data_type)
         raise OverflowError(f"a merged weight or bias is not finite in {name}")
     return rounded

@@ -312,10 +312,13 @@ class Map:
     @cached_property
     def support(self) -> Taps:
         """Per axis the taps with a non-zero weight."""
+        used = np.any(self.weight[:1], axis=(0, 1))
+        if not np.all(used):  # mostly, the first row says it all
+            used = np.any(self.weight, axis=(0, 1))
         kept = []
         for axis, taps in enumerate(self.geometry.taps):
-            others = tuple(a for a in range(self.weight.ndim) if a != axis + 2)
-            kept.append(tuple(t for t, used in zip(taps, np.any(self.weight, axis=others), strict=True) if used))
+            others = tuple(a for a in range(used.ndim) if a != axis)
+            kept.append(tuple(t for t, any_ in zip(taps, np.any(used, axis=others), strict=True) if any_))
         return tuple(kept)
 
     def response(self, vector: Array) -> Array:
@@ -385,9 +388,14 @@ class Map:
     def plus(self, other: Map, lengths: Sequence[int] | None = None, same_grid: bool = False) -> Map:
         """Return the sum of two maps of one source; see :meth:`Geometry.plus`."""
         geometry = self.geometry.plus(other.geometry, lengths, same_grid)
-        total = np.zeros(geometry.weight_shape)
-        for part in (self, other):
-            total[_grid(part.geometry.taps, geometry.taps)] += part.spread(geometry.blocks).weight
+        first, second = (self, other) if self.weight.size >= other.weight.size else (other, self)
+        weight = first.spread(geometry.blocks).weight
+        if first.geometry.taps == geometry.taps:
+            total = weight.copy()
+        else:
+            total = np.zeros(geometry.weight_shape)
+            total[_grid(first.geometry.taps, geometry.taps)] = weight
+        total[_grid(second.geometry.taps, geometry.taps)] += second.spread(geometry.blocks).weight
         return Map(geometry, total)
 
     def after(self, first: Map) -> Map:

@@ -24,6 +24,7 @@ from onnxrep.selection import Selection
 from onnxrep.totals import totals
 
 if TYPE_CHECKING:
+    from onnxrep.lift import Facts
     from onnxrep.proof.check import Side, Verdict
     from onnxrep.proof.inputs import Wishes
     from onnxrep.tuning.whole import Tuned
@@ -167,12 +168,13 @@ def optimize(
         external = source.external_digests
     before = Counter(_ops(source.model))
     bytes_before = _weight_bytes(source.model)
-    totals_before = _totals(source, options.input_shapes, clock)
+    counting = _Counting(source, options, clock)
     unmatched = _selection(options).unmatched(source.model)
-    folds, refusals = _fold_all(source, options, clock)
+    folds, refusals = _fold_all(source, options, clock, counting=counting)
     tuned = None
     if folds and options.tune:
         with clock.stage("tune"):
+            counting.facts = None
             tuned = _tuned(source, options)
             folds, refusals = tuned.folds, tuned.refusals
     latency, untimed = tuned.latency if tuned else None, options.bench
@@ -184,6 +186,7 @@ def optimize(
         if verification.verdict == "rejected" and len(folds) > 1:
             with clock.stage("roll back"):
                 skipped = tuned.skipped if tuned else ()
+                counting.facts = None
                 folds, refusals, verification = _rolled_back(source, options, folds, refusals, verification, skipped)
                 latency, untimed = None, options.bench or options.tune
         status = {"verified": "folded"}.get(verification.verdict, verification.verdict)
@@ -221,8 +224,8 @@ def optimize(
         _given(options),
         external,
         latency,
-        totals_before,
-        _totals(source, options.input_shapes, clock),
+        counting.before,
+        counting.totals(),
         tuned.record if tuned else None,
         unmatched,
     )
@@ -261,9 +264,9 @@ def inspect(
     with clock.stage("read"):
         source = load(model, options.hf_cache)
     before, bytes_before = Counter(_ops(source.model)), _weight_bytes(source.model)
-    totals_before = _totals(source, options.input_shapes, clock)
+    counting = _Counting(source, options, clock)
     unmatched = _selection(options).unmatched(source.model)
-    folds, refusals = _fold_all(source, options, clock)
+    folds, refusals = _fold_all(source, options, clock, counting=counting)
     return Report(
         "folded" if folds else "unchanged",
         str(source.path or ""),
@@ -280,8 +283,8 @@ def inspect(
         clock.seconds,
         versions(),
         _given(options),
-        totals_before=totals_before,
-        totals_after=_totals(source, options.input_shapes, clock),
+        totals_before=counting.before,
+        totals_after=counting.totals(),
         unmatched=unmatched,
     )
 
@@ -465,10 +468,17 @@ def _selection(options: Options) -> Selection:
     return Selection(options.only_nodes, options.exclude_nodes, options.kinds, options.select)
 
 
-def _fold_all(source: files.ModelFile, options: Options, clock: Clock, skipped: Collection[Place] = ()) -> Folded:
+def _fold_all(
+    source: files.ModelFile,
+    options: Options,
+    clock: Clock,
+    skipped: Collection[Place] = (),
+    counting: _Counting | None = None,
+) -> Folded:
     """Fold a model's message in place, its local functions inlined first if that is wanted and helps."""
+    watch = counting.watch if counting else lambda facts: None
     if not options.inline_functions or not source.model.functions:
-        return fold(source.model, source.folder, clock, skipped, _selection(options), options.provider)
+        return fold(source.model, source.folder, clock, skipped, _selection(options), options.provider, watch)
     from onnx import inliner
 
     try:
@@ -585,9 +595,39 @@ def _ops(model: onnx.ModelProto) -> Iterator[str]:
                 stack.extend(graph.node)
 
 
-def _totals(source: files.ModelFile, shapes: Mapping[str, tuple[int, ...]], clock: Clock) -> records.Totals:
-    """Return the size of a model at some input shapes."""
-    model = source.model
+class _Counting:
+    """Parameters and arithmetic of a model, counted with what folding finds out about it anyway."""
+
+    def __init__(self, source: files.ModelFile, options: Options, clock: Clock) -> None:
+        """Raise UsageError if the shapes given do not fit the model."""
+        self._source, self._shapes, self._clock = source, options.input_shapes, clock
+        _check_shapes(source.model, options.input_shapes)
+        self.facts: Facts | None = None
+        """About the main graph as it is; None if that is not known."""
+        self._before: records.Totals | None = None
+        if options.inline_functions and source.model.functions:
+            self._before = self.totals()
+
+    def watch(self, facts: Facts | None) -> None:
+        """Take what is known about the main graph; the first that is said is about the original."""
+        self.facts = facts
+        if self._before is None:
+            self._before = self.totals()
+
+    @property
+    def before(self) -> records.Totals:
+        """The totals of the original; to be called while it is unchanged, or after folding."""
+        self._before = self._before or self.totals()
+        return self._before
+
+    def totals(self) -> records.Totals:
+        """Return the totals of the model as it is."""
+        with self._clock.stage("count"):
+            return totals(self._source.model, self._source.folder, self._shapes, self.facts)
+
+
+def _check_shapes(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise UsageError if shapes do not fit the inputs of a model."""
     for name, shape in shapes.items():
         value = next((v for v in model.graph.input if v.name == name), None)
         if value is None:
@@ -598,8 +638,6 @@ def _totals(source: files.ModelFile, shapes: Mapping[str, tuple[int, ...]], cloc
             sizes = ",".join(str(d.dim_value) if d.dim_value else (d.dim_param or "?") for d in declared)
             given = ",".join(map(str, shape))
             raise UsageError(f"--input-shape {name}:{given}: the model declares {printable(sizes)}")
-    with clock.stage("count"):
-        return totals(model, source.folder, shapes)
 
 
 def _input_names(model: onnx.ModelProto) -> str:

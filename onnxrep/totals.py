@@ -13,7 +13,7 @@ from onnxrep import files
 from onnxrep.escape import printable
 from onnxrep.folding import known_facts
 from onnxrep.graph import DEFAULT_DOMAINS, Model
-from onnxrep.lift import LIFTED
+from onnxrep.lift import LIFTED, Facts
 from onnxrep.report.records import Totals
 from onnxrep.shapes import FOLLOWED, Known, assign, inferred
 
@@ -23,7 +23,10 @@ _Dims = Mapping[str, tuple[int, ...]]
 
 
 def totals(
-    model: onnx.ModelProto, folder: files.Folder | None = None, shapes: Mapping[str, tuple[int, ...]] | None = None
+    model: onnx.ModelProto,
+    folder: files.Folder | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    facts: Facts | None = None,
 ) -> Totals:
     """Return the size of a model; a dynamic batch size (the first of an input with other sizes) counts as 1.
 
@@ -31,6 +34,7 @@ def totals(
         model: left as it is.
         folder: where its external data lies, or None.
         shapes: input name -> shape, for inputs with dynamic dimensions.
+        facts: what is known about its graph, where that has been found out already.
 
     """
     given = dict(shapes or {})
@@ -42,12 +46,13 @@ def totals(
             continue
         if len(sizes) > 1 and not sizes[0] and all(sizes[1:]):
             given[value.name], assumed = (1, *sizes[1:]), True
-    graph = inferred(model, given).graph
-    dims = _dims(graph)
+    facts = facts or known_facts(Model(model, folder, LIFTED | FOLLOWED))[0]
+    dims = _followed(facts, given) | _dims(model.graph)
     known, unknown = _arithmetic(model, dims)
-    if unknown and (given or all(dims.get(v.name) for v in graph.input)):
-        known, unknown = _arithmetic(model, _followed(model, folder, given) | dims)
-    read = {v.name: dims[v.name] for v in graph.input if v.name not in weights and dims.get(v.name)}
+    if unknown and given:  # sizes that are not followed, but that inference calculates from given ones
+        dims = _dims(inferred(model, given).graph, inferred=True) | dims
+        known, unknown = _arithmetic(model, dims)
+    read = {v.name: dims[v.name] for v in model.graph.input if v.name not in weights and dims.get(v.name)}
     named = {printable(name): sizes for name, sizes in read.items()}
     return Totals(_parameters(model), None if unknown else known, unknown, named, assumed and not unknown)
 
@@ -64,15 +69,14 @@ def _arithmetic(model: onnx.ModelProto, dims: _Dims) -> tuple[int, int]:
     return known, unknown
 
 
-def _followed(model: onnx.ModelProto, folder: files.Folder | None, given: _Dims) -> dict[str, tuple[int, ...]]:
-    """Return the sizes of values that ONNX's inference does not find, followed through the graph."""
-    facts = known_facts(Model(model, folder, LIFTED | FOLLOWED))[0]
+def _followed(facts: Facts, given: _Dims) -> dict[str, tuple[int, ...]]:
+    """Return the sizes of values as they follow from those of the inputs."""
     known: Known = {}
     for name, sizes in given.items():
         for dim, size in zip(facts.shapes.of(name) or (), sizes, strict=False):
             assign(dim, size, known)
     found: dict[str, tuple[int, ...]] = {}
-    for name in facts.scope.producer:
+    for name in (*given, *facts.scope.producer):
         shape = facts.shapes.of(name)
         if shape is not None:
             with contextlib.suppress(KeyError):
@@ -80,13 +84,13 @@ def _followed(model: onnx.ModelProto, folder: files.Folder | None, given: _Dims)
     return found
 
 
-def _dims(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
-    """Return the sizes of all values for which all are known."""
+def _dims(graph: onnx.GraphProto, *, inferred: bool = False) -> dict[str, tuple[int, ...]]:
+    """Return the sizes of inputs and constants, and of other values if they are inferred, for which all are known."""
     found = {t.name: tuple(t.dims) for t in graph.initializer}
     for node in graph.node:
         values = [a.t for a in node.attribute if node.op_type == "Constant" and a.name == "value"]
         found.update(zip(node.output, (tuple(t.dims) for t in values), strict=False))
-    for value in (*graph.input, *graph.value_info, *graph.output):
+    for value in (*graph.input, *graph.value_info, *graph.output) if inferred else graph.input:
         if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"):
             sizes = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim)
             if min(sizes, default=0) >= 0:

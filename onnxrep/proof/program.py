@@ -65,7 +65,7 @@ class Program:
     ) -> None:
         self.sources, self.output, self.opset = tuple(sources), output, opset
         self.nodes = [(node, _attributes(node)) for node in nodes]
-        self.constants = {k: v.astype(np.float64) if _holds_reals(v) else v for k, v in constants.items()}
+        self.constants = {k: np.asarray(v, np.float64) if _holds_reals(v) else v for k, v in constants.items()}
 
     @property
     def is_scalable(self) -> bool:
