@@ -76,6 +76,9 @@ bench-external: env ## memory and time of a model with 2.3 GB of external data (
 bench-tool: env ## wall time and memory of the whole process beside other tools: make bench-tool PEERS=PYTHON (a few minutes)
 	$(BIN)/python -m benchmarks.tool $(if $(PEERS),--peers $(PEERS))
 
+calibrate: env ## how fast this machine is: the rates on which estimates of time rest, and a check of the estimates
+	$(BIN)/python -m benchmarks.calibrate
+
 bench-growth: env ## time per node at 1,000 to 60,000 nodes (a few minutes)
 	$(BIN)/python -m benchmarks.growth
 
@@ -102,4 +105,4 @@ clean: ## remove what make made
 	rm -rf $(VENV) build site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 .PHONY: help env demo test lint types layers unit zoo zoo-half fuzz mutants batch-faults bench bench-latency bench-external fuzz-reader
-.PHONY: bench-tool bench-growth screenshots blocks golden docs changelog clean
+.PHONY: calibrate bench-tool bench-growth screenshots blocks golden docs changelog clean

@@ -25,7 +25,8 @@ from onnxrep.graph import DEFAULT_DOMAINS, Edit, stored
 from onnxrep.lift import FIRST, Decline, Facts, Lifted
 from onnxrep.plan.records import Refusal, Summand
 from onnxrep.plan.views import Views
-from onnxrep.price import RATES, Price, Work
+from onnxrep.price import Price, Work
+from onnxrep.rates import RATES
 from onnxrep.shapes import Dim, enlarges
 
 _PASSING = frozenset("Add BatchNormalization Conv Div Identity Mul Neg Sub".split())

@@ -15,11 +15,13 @@ from onnxrep.constants import Constants
 from onnxrep.emit import Emitter
 from onnxrep.errors import InvalidModel
 from onnxrep.escape import printable
+from onnxrep.estimate import Estimator
 from onnxrep.graph import Edit, Model, Scope, commit
 from onnxrep.lift import LIFTED, Facts
 from onnxrep.plan import Planner, Region, shared_goes
 from onnxrep.proof.certificate import Certificate, Claim, certify
 from onnxrep.ranges import Ranges
+from onnxrep.rates import RATES
 from onnxrep.report import records
 from onnxrep.selection import EVERYTHING, Selection
 from onnxrep.shapes import FOLLOWED, Shapes, infer
@@ -67,6 +69,7 @@ class _Proposal:
     facts: Facts
     region: Region | Commutation
     edit: Edit
+    seconds: tuple[float, float]
 
     @property
     def scope(self) -> Scope:
@@ -102,6 +105,7 @@ class _Proposal:
             count,
             records.Certificate(certificate.sizes, certificate.probes, certificate.error, certificate.bound),
             tuple(_ranges(found) for s in region.summands if (found := s.ranges) is not None),
+            self.seconds,
         )
 
 
@@ -236,13 +240,18 @@ class _Folding:
                 self._note([_refusal(facts.scope, each.root, "excluded", objection)])
         if not early:
             self._note(_refusal(facts.scope, r.position, r.code, r.detail) for r in commuter.refusals())
-        return [_Proposal(commuter, emitter, facts, each, each.edit) for each in found]
+        time = Estimator(facts, RATES[self._provider])
+        return [
+            _Proposal(commuter, emitter, facts, each, each.edit, time.seconds(each.removed, each.edit, each.output))
+            for each in found
+        ]
 
     def _planned(self, facts: Facts) -> list[_Proposal]:
         """Plan and emit the regions of one scope, in the order of the graph."""
         skipped, apart = (_values(places, facts.scope) for places in (self._skipped, self._apart))
         excluded = self._selection.excluded(facts.scope)
         planner, emitter = Planner(facts, skipped, apart, excluded), Emitter(facts)
+        time = Estimator(facts, RATES[self._provider])
         found: list[_Proposal] = []
         for region in planner.regions():
             objection = self._selection.objection(facts.scope, region)
@@ -250,7 +259,9 @@ class _Folding:
                 planner.refuse(region, "excluded", objection)
                 continue
             try:
-                found.append(_Proposal(planner, emitter, facts, region, emitter.edit(region)))
+                edit = emitter.edit(region)
+                seconds = time.seconds((*region.removed, *region.shared), edit, region.output)
+                found.append(_Proposal(planner, emitter, facts, region, edit, seconds))
             except OverflowError as error:
                 planner.refuse(region, "overflow", str(error))
         self._note(_refusal(facts.scope, r.position, r.code, r.detail) for r in planner.refusals())

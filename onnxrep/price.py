@@ -6,12 +6,12 @@ the three. Scales and shifts cost a kernel and no arithmetic; a term without any
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
 from onnxrep.lattice import Geometry, NotAligned
+from onnxrep.rates import Rates
 
 _SLACK = 1e-9
 
@@ -45,37 +45,8 @@ class Price:
 
 
 @dataclass(frozen=True)
-class Rates:
-    """How fast a provider is, for estimates of time.
-
-    Attributes:
-        macs: multiply-accumulates of a dense convolution per second.
-        elements: elements read or written per second.
-        launch: seconds that a kernel takes to start.
-        fuses_sums: whether the sum of two images costs no kernel where one is made by a convolution.
-        splits: whether a Concat may be taken apart: measured to pay, or not known.
-    """
-
-    macs: float
-    elements: float
-    launch: float
-    fuses_sums: bool
-    splits: bool
-
-
-RATES: Mapping[str, Rates] = MappingProxyType(
-    {
-        "cpu": Rates(4.5e10, 2.5e9, 5e-6, fuses_sums=True, splits=True),
-        "cuda": Rates(4e12, 1.5e11, 1e-5, fuses_sums=False, splits=False),
-    }
-)
-"""Per execution provider: of one core of an x86-64 server with AVX-512 under ONNX Runtime; of CUDA nothing has been
-measured, and what only rates can decide is not done there."""
-
-
-@dataclass(frozen=True)
 class Work:
-    """What some kernels do per position: multiply-accumulates, elements read and written; and how many they are."""
+    """What some kernels without neighbours do per position: multiply-accumulates, elements moved; and their number."""
 
     macs: float
     elements: float
@@ -83,7 +54,7 @@ class Work:
 
     def seconds(self, rates: Rates, positions: float = 1.0) -> float:
         """Estimate the time for some positions."""
-        return positions * (self.macs / rates.macs + self.elements / rates.elements) + self.kernels * rates.launch
+        return positions * (self.macs / rates.pointwise + self.elements / rates.elements) + self.kernels * rates.launch
 
 
 KERNEL = Price(0.0, 1.0, 1.0)

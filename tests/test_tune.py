@@ -211,9 +211,11 @@ def test_the_price_is_trusted_where_it_is_clear(tmp_path):
     assert not found.record.decisions
     assert ops(result) == ["Conv", "Relu"]
     fold_record = found.folds[0]
-    assert not is_unclear(fold_record)
-    assert is_unclear(dataclasses.replace(fold_record, kind="fuse"))
-    assert is_unclear(dataclasses.replace(fold_record, macs=(100.0, 99.0)))
+    assert not is_unclear(fold_record, "cpu")
+    assert is_unclear(dataclasses.replace(fold_record, seconds=(100.0, 99.0)), "cpu")
+    dilated = dataclasses.replace(fold_record.emitted[0], dilations=(2, 2))
+    assert is_unclear(dataclasses.replace(fold_record, emitted=(dilated,)), "cpu")
+    assert is_unclear(fold_record, "cuda"), "no rates were measured there"
 
 
 def test_a_whole_that_is_slower_is_timed_everywhere(tmp_path):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from onnxrep.shapes.follow import FOLLOWED, Shapes, enlarges
 from onnxrep.shapes.inference import infer, inferred
-from onnxrep.shapes.sizes import Dim, Known, Shape, Size, assign, counted, lengths_of
+from onnxrep.shapes.sizes import Dim, Known, Shape, Size, assign, counted, lengths_of, resolved
 from onnxrep.shapes.windows import UnknownWindow, pad_margins, window
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "inferred",
     "lengths_of",
     "pad_margins",
+    "resolved",
     "window",
 ]

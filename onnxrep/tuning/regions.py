@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnxrep.escape import printable
 from onnxrep.graph import DEFAULT_DOMAINS
 from onnxrep.proof.parts import behind, part, places_of, read
+from onnxrep.rates import RATES
 from onnxrep.report.records import Fold
 
 Values = Mapping[str, NDArray[Any]]
@@ -19,20 +20,21 @@ Values = Mapping[str, NDArray[Any]]
 LEFT, PARTIAL, FOLDED = "left", "partial", "folded"
 
 _CLEAR_SHARE = 0.95
+"""Share of its time that a region may take by estimate, for the price to be trusted."""
 _ACTIVATIONS = frozenset("Relu LeakyRelu Clip Sigmoid HardSigmoid Tanh HardSwish Elu".split())
 """Ops that ONNX Runtime fuses with the convolution in front: they are timed with the region."""
 
 
-def is_unclear(fold: Fold) -> bool:
-    """Whether the price of a fold may be wrong about time.
+def is_unclear(fold: Fold, provider: str) -> bool:
+    """Whether a fold may save no time on a provider.
 
-    It counts arithmetic. Depthwise and dilated kernels have slow paths of their own in runtimes; a fuse saves what the
-    runtime may fuse itself; and where little is saved, other things decide.
+    Where little is saved by estimate, other things decide; depthwise and dilated kernels have slow paths of their own
+    in runtimes, which depend on the machine. Without rates that were measured, no estimate is trusted.
     """
-    before, after = fold.macs
+    before, after = fold.seconds
     convolutions = [e for e in fold.emitted if e.kernel_shape]
     plain = all(e.group == 1 and max(e.dilations, default=1) == 1 for e in convolutions)
-    return fold.kind != "merge" or not plain or len(fold.emitted) > 1 or after > _CLEAR_SHARE * before
+    return not RATES[provider].measured or not plain or after > _CLEAR_SHARE * before
 
 
 @dataclass(frozen=True)

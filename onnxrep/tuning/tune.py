@@ -93,7 +93,7 @@ class Tuner:
             folded = onnx.ModelProto()
             folded.CopyFrom(model)
             new = [s for s in spots(self.before.model, folded, folds) if _place(s) not in self.decisions]
-            new = [s for s in new if every or is_unclear(s.fold)]
+            new = [s for s in new if every or is_unclear(s.fold, self.runtime.provider)]
             if not new:
                 break
             self._watch({name for spot in new for name in spot.reads})
