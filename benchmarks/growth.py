@@ -17,7 +17,7 @@ from models.net import Net
 from onnxrep import optimize
 from onnxrep.pipeline import Options
 
-SIZES = (1_000, 6_000, 60_000)
+SIZES = (1_000, 6_000, 60_000, 100_000)
 WIDTH = 4
 
 

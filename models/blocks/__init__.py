@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
-from models.blocks import channels, linear, refusals, seeds, sequences, sums, sums_mobile, weights
+from models.blocks import beyond, channels, linear, refusals, seeds, sequences, sums, sums_mobile, weights
 from models.blocks.base import Block, count
 
 __all__ = ["SECTIONS", "Block", "catalogue", "count", "seed_blocks"]
@@ -18,6 +18,7 @@ SECTIONS: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "Generated weights": (weights,),
         "Linear layers, adapters, heads": (linear,),
         "Channels: concatenated, split, shuffled; scales and transposed convolutions": (channels,),
+        "Beyond the deploy form": (beyond,),
         "What looks foldable and is not": (refusals,),
     }
 )
