@@ -258,7 +258,7 @@ class Edit:
 
     Attributes:
         removed: positions of the region's nodes.
-        at: position of the region's last node, where the new nodes stand.
+        at: position of the region's last node, behind which no new node stands.
         nodes: the new nodes, in order; the last one makes the region's output value.
         tensors: the new initializers, already in their stored type.
         heirs: per new node the position of the removed node whose doc string and metadata it inherits, or None.
@@ -338,16 +338,17 @@ def _dead_constants(
 def _rewrite(scope: Scope, edits: Sequence[Edit], doomed: set[int], dead: set[str]) -> None:
     """Rewrite one graph message: nodes replaced in place, new initializers added, dead ones gone."""
     graph, ir_version = scope.proto, scope.model.proto.ir_version
-    at: dict[int, list[Edit]] = {}
-    for edit in sorted(edits, key=lambda e: not e.keep):  # what others at the same place may read comes first
-        at.setdefault(edit.at, []).append(edit)
     old = list(graph.node)
+    moved = {o.name: edit.at for edit in edits if edit.keep for node in edit.nodes for o in node.outputs}
+    at: dict[int, list[onnx.NodeProto]] = {}
+    for edit in sorted(edits, key=lambda e: not e.keep):  # what others at the same place may read comes first
+        for place, proto in zip(_places(scope, edit, moved), _export(edit, old, ir_version), strict=True):
+            at.setdefault(place, []).append(proto)
     kept: list[onnx.NodeProto] = []
     for position, proto in enumerate(old):
         if position not in doomed:
             kept.append(proto)
-        for edit in at.get(position, ()):
-            kept.extend(_export(edit, old, ir_version))
+        kept.extend(at.get(position, ()))
     gone = dead.union(*(old[p].output for p in doomed)) - {o for node in kept for o in node.output}
     _replace(graph.node, kept)
     _replace(graph.value_info, [v for v in graph.value_info if v.name not in gone])
@@ -361,6 +362,22 @@ def _rewrite(scope: Scope, edits: Sequence[Edit], doomed: set[int], dead: set[st
         _replace(graph.input, [v for v in graph.input if v.name not in dead])
         for tensor in tensors:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+
+
+def _places(scope: Scope, edit: Edit, moved: Mapping[str, int]) -> Iterator[int]:
+    """Yield per new node of an edit the old node behind which it stands.
+
+    That is the one it inherits from, if what it reads (``moved``: where edits make values for others) is there by then,
+    because the place of a node decides when runtimes run it, while what it reads is still in their caches.
+    """
+    inner = {o.name for node in edit.nodes for o in node.outputs}
+    for node, heir in zip(edit.nodes, edit.heirs or [None] * len(edit.nodes), strict=True):
+        reads = [v.name for v in node.inputs]
+        if heir is None or not inner.isdisjoint(reads):
+            yield edit.at
+            continue
+        ready = (moved.get(name, scope.producer.get(name, -1) + 1) for name in reads)
+        yield min(edit.at, max(heir, *ready))
 
 
 def _replace(items: Any, wanted: Sequence[Any]) -> None:

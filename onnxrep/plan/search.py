@@ -14,6 +14,9 @@ from onnxrep.plan.views import View, Views
 from onnxrep.price import BIASED, KERNEL, Part, Price, cover
 
 _LOOKAHEAD = 4
+_LARGEST_OPENED = 256
+"""Ops in one region from which on nothing is opened below its convolutions, nor it below others: long linear chains
+would take a time that grows with the square of their length."""
 _ROUNDING = 1e-9
 
 Parts = Mapping[Origin, Sequence[Part]]
@@ -53,9 +56,10 @@ class Searcher:
         self._views, self._expander = views, expander
         self._solutions: dict[View, Solution] = {}
 
-    def forget(self) -> None:
-        """Drop all solutions: what may be looked through has changed."""
-        self._solutions.clear()
+    def forget(self, since: int) -> None:
+        """Drop the solutions of roots from a position on: what may be looked through there has changed."""
+        for root in [r for r in self._solutions if self._views.position(r[0]) >= since]:
+            del self._solutions[root]
 
     def solve(self, root: View) -> Solution:
         """Return the best solution for a root, opening views below convolutions one by one while that pays."""
@@ -75,7 +79,9 @@ class Searcher:
         return best
 
     def _moves(self, best: Solution) -> list[frozenset[View]]:
-        """Return what to open next: all that reads one value together, then each view by itself."""
+        """Return what to open next: all that reads one value together, then each view with what it opened itself."""
+        if len(best.whole.expanded) > _LARGEST_OPENED:
+            return []
         by_source: dict[str, set[View]] = {}
         for view in best.whole.openable:
             lifted = self._views.lifted(view)
@@ -83,7 +89,16 @@ class Searcher:
             if len(lifted.branches) == 1 and not lifted.anchor:
                 by_source.setdefault(lifted.branches[0].source, set()).add(view)
         together = [frozenset(views) for _, views in sorted(by_source.items()) if len(views) > 1]
-        return together + [frozenset((view,)) for view in sorted(best.whole.openable)]
+        return together + [move for view in sorted(best.whole.openable) for move in self._alone(view)]
+
+    def _alone(self, view: View) -> list[frozenset[View]]:
+        """Return the ways to open one view: with all that it opened as a root, and by itself."""
+        if view not in self._solutions:
+            return [frozenset((view,))]
+        inner = self._solutions[view]
+        if len(inner.whole.expanded) > _LARGEST_OPENED:
+            return []
+        return [inner.opened | {view}, frozenset((view,))] if inner.opened else [frozenset((view,))]
 
     def _opened(
         self, root: View, best: Solution, views: frozenset[View], tried: set[frozenset[View]]
