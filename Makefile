@@ -79,7 +79,13 @@ bench-tool: env ## wall time and memory of the whole process beside other tools:
 calibrate: env ## how fast this machine is: the rates on which estimates of time rest, and a check of the estimates
 	$(BIN)/python -m benchmarks.calibrate
 
-bench-growth: env ## time per node at 1,000 to 60,000 nodes (a few minutes)
+bench-exchanges: env ## whole networks with and without exchanges of neighbours
+	$(BIN)/python -m benchmarks.exchanges
+
+bench-siblings: env ## convolutions of one value, apart and joined
+	$(BIN)/python -m benchmarks.siblings
+
+bench-growth: env ## time per node at 1,000 to 100,000 nodes (five minutes)
 	$(BIN)/python -m benchmarks.growth
 
 fuzz-reader: env ## 2,000 damaged models: no traceback, no crash
@@ -105,4 +111,4 @@ clean: ## remove what make made
 	rm -rf $(VENV) build site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 .PHONY: help env demo test lint types layers unit zoo zoo-half fuzz mutants batch-faults bench bench-latency bench-external fuzz-reader
-.PHONY: calibrate bench-tool bench-growth screenshots blocks golden docs changelog clean
+.PHONY: calibrate bench-tool bench-growth bench-exchanges bench-siblings screenshots blocks golden docs changelog clean
