@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -43,6 +43,9 @@ _WORKERS = 2
 """Runs side by side, on the CPU."""
 
 _SMALL_INPUT = 1 << 22
+
+_SMALL_MODEL = 1 << 28
+"""Bytes up to which the twin of a model is built while other sessions are, before it is known what runs will take."""
 
 NEEDS = "GiB can be used"
 """Ends the reason of a check that a machine with more memory could do."""
@@ -196,6 +199,7 @@ class _Check:
         self._jumped: set[str] = set()
         self._islands: set[str] = set()
         self._twins: dict[Any, Session] = {}
+        self._begun: Future[Session] | None = None
         self._judging: Session | None = None
         self._proven = bool(folded)
         self._inside: list[str] = []
@@ -209,7 +213,10 @@ class _Check:
     def verdict(self) -> Verdict:
         """Run everything and decide."""
         try:
-            return self._verdict()
+            with ThreadPoolExecutor(1) as pool:
+                if self._workers > 1 and self._before.data is not None and len(self._before.data) < _SMALL_MODEL:
+                    self._begun = pool.submit(self._build_twin, "original", None)
+                return self._verdict()
         except MemoryError as error:
             return self._say("unverified", f"{NO_MEMORY}: {error}" if str(error) else NO_MEMORY)
 
@@ -393,7 +400,8 @@ class _Check:
             if (kind, known) in self._twins:
                 return self._twins[kind, known]
         try:
-            self._twins[kind, None] = self._build_twin(kind, None)
+            begun = self._begun if kind == "original" else None
+            self._twins[kind, None] = begun.result() if begun else self._build_twin(kind, None)
             return self._twins[kind, None]
         except NeedsSizes:
             self._twins[kind, key] = self._build_twin(kind, shapes)

@@ -27,8 +27,11 @@ _FAR = int(np.iinfo(np.int64).max)
 def _conv(n: Writer) -> None:
     """Lower a Conv to slices and matrix products."""
     dims = _weight_dims(n)
-    result = _correlate(n, n.node.input[0], n.node.input[1], dims, n.attributes, int(n.attributes.get("group", 1)))
-    _with_bias(n, result, n.node.input[2] if len(n.node.input) > 2 else "", len(dims) - 2)
+    bias = n.node.input[2] if len(n.node.input) > 2 else ""
+    group, output = int(n.attributes.get("group", 1)), "" if bias else n.node.output[0]
+    result = _correlate(n, n.node.input[0], n.node.input[1], dims, n.attributes, group, output)
+    if bias:
+        _with_bias(n, result, bias, len(dims) - 2)
 
 
 def _weight_dims(n: Writer) -> list[int]:
@@ -42,11 +45,8 @@ def _weight_dims(n: Writer) -> list[int]:
 
 def _with_bias(n: Writer, value: str, bias: str, axes: int) -> None:
     """Add the bias and name the result."""
-    if bias:
-        shape = n.integers([1, -1, *(1,) * axes])
-        n.op("Add", value, n.op("Reshape", bias, shape), output=n.node.output[0])
-    else:
-        n.op("Identity", value, output=n.node.output[0])
+    shape = n.integers([1, -1, *(1,) * axes])
+    n.op("Add", value, n.op("Reshape", bias, shape), output=n.node.output[0])
 
 
 def _placed(
@@ -87,13 +87,21 @@ def _by_rows(dims: Sequence[int], group: int) -> bool:
     return len(kernel) == 2 and width == 1 and outputs == group and math.prod(kernel) >= _ROWS_FROM
 
 
-def _correlate(n: Writer, x: str, weight: str, dims: Sequence[int], attributes: dict[str, Any], group: int) -> str:
+def _correlate(
+    n: Writer,
+    x: str,
+    weight: str,
+    dims: Sequence[int],
+    attributes: dict[str, Any],
+    group: int,
+    output: str = "",
+) -> str:
     """Return the convolution of ``x`` with ``weight : (Co, Ci / group, *kernel)`` of shape ``dims``, without bias."""
     outputs, width, *kernel = dims
     padded, stride, dilation, reach = _placed(n, x, kernel, attributes)
     count = math.prod(kernel)
     if _by_rows(dims, group):
-        return _depthwise_rows(n, padded, weight, dims, stride, dilation, reach)
+        return _depthwise_rows(n, padded, weight, dims, stride, dilation, reach, output)
     inner = n.integers([0, group, width, -1])
     seen, total = "", ""
     columns: list[str] = []
@@ -112,7 +120,7 @@ def _correlate(n: Writer, x: str, weight: str, dims: Sequence[int], attributes: 
         stacked = columns[0] if len(columns) == 1 else n.op("Concat", *columns, axis=2)
         matrix = n.rearranged(weight, blocks, [0, 1, 3, 2], [group, outputs // group, count * width])
         total = n.op("MatMul", matrix, stacked)
-    return n.op("Reshape", total, _result_shape(n, seen, outputs))
+    return n.op("Reshape", total, _result_shape(n, seen, outputs), output=output)
 
 
 def _result_shape(n: Writer, like: str, channels: int) -> str:
@@ -130,6 +138,7 @@ def _depthwise_rows(
     stride: list[int],
     dilation: list[int],
     reach: list[int],
+    output: str,
 ) -> str:
     """Lower a large depthwise kernel: unfold columns, multiply by all rows at once, then add the shifted rows.
 
@@ -159,7 +168,7 @@ def _depthwise_rows(
         shape_of_one = row
     whole = n.op("Shape", shape_of_one)
     final = n.op("Concat", n.slice(whole, [0], [2], [0], [1]), n.slice(whole, [3], [_FAR], [0], [1]), axis=0)
-    return n.op("Reshape", total, final)
+    return n.op("Reshape", total, final, output=output)
 
 
 def _conv_transpose(n: Writer) -> None:
@@ -187,8 +196,10 @@ def _conv_transpose(n: Writer) -> None:
     order = [0, 2, 1, *range(3, 3 + axes)]
     swapped = n.rearranged(weight, [group, inputs_ // group, width, *kernel], order, final)
     placed = n.pad(spread, begins, ends)
-    result = _correlate(n, placed, n.flipped(swapped, range(2, 2 + axes)), final, {"dilations": dilation}, group)
-    _with_bias(n, result, bias, axes)
+    weight, output = n.flipped(swapped, range(2, 2 + axes)), "" if bias else n.node.output[0]
+    result = _correlate(n, placed, weight, final, {"dilations": dilation}, group, output)
+    if bias:
+        _with_bias(n, result, bias, axes)
 
 
 def _spread(n: Writer, x: str, stride: Sequence[int], axes: int) -> str:

@@ -100,6 +100,7 @@ class Twin:
         self._arrays: dict[str, NDArray[np.float64]] = {}
         self._sources: dict[str, onnx.TensorProto] = {}
         self._pending: list[tuple[dict[str, onnx.TensorProto], onnx.GraphProto]] = []
+        self._counts: dict[str, int] = {}
         for scope in view.scopes:
             self._learn(scope.proto, inferred.get(id(scope)))
         self.graph(source.graph, self.model.graph)
@@ -150,8 +151,9 @@ class Twin:
                         copy.type.tensor_type.elem_type = TensorProto.DOUBLE
                 elif value.type.WhichOneof("value") is not None:
                     raise NoTwin(f"{printable(value.name)} is not a tensor")
+        integers: dict[tuple[int, ...], str] = {}
         for node in source.node:
-            Writer(self, target, node).translate()
+            Writer(self, target, node, integers).translate()
         self._pending.append((own, target))
 
     def _add_used_initializers(self) -> None:
@@ -201,10 +203,11 @@ class Twin:
 
     def fresh(self, base: str) -> str:
         """Return an unused name."""
-        name, count = base, 0
+        name, count = base, self._counts.get(base, 0)
         while name in self._names:
             count += 1
             name = f"{base}_{count}"
+        self._counts[base] = count
         self._names.add(name)
         return name
 
@@ -230,8 +233,11 @@ def _inlined(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | Non
 class Writer:
     """Translates one node; also the small language in which lowerings are written."""
 
-    def __init__(self, twin: Twin, target: onnx.GraphProto, node: onnx.NodeProto) -> None:
-        self.twin, self._target, self.node = twin, target, node
+    def __init__(
+        self, twin: Twin, target: onnx.GraphProto, node: onnx.NodeProto, integers: dict[tuple[int, ...], str]
+    ) -> None:
+        """``integers``: the vectors of integers that the target graph has already, with their names."""
+        self.twin, self._target, self.node, self._integers = twin, target, node, integers
         self.opset = twin.opset
         self.attributes = {
             a.name: helper.get_attribute_value(a) for a in node.attribute if a.type != AttributeProto.GRAPH
@@ -257,7 +263,7 @@ class Writer:
     # -- the small language -----------------------------------------------------------------------------------------
 
     def op(self, kind: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        """Add a node with one output and return that."""
+        """Add a node with one output, ``output`` or a new name, and return that."""
         output = output or self.twin.fresh(f"{self.node.output[0]}/{kind}")
         self._target.node.append(helper.make_node(kind, list(inputs), [output], **attributes))
         return output
@@ -301,8 +307,11 @@ class Writer:
         return [self.op("Reshape", self.slice(moved, [k], [k + 1], [0], [1]), shape) for k in range(count)]
 
     def integers(self, values: Sequence[int]) -> str:
-        """Add an int64 initializer."""
-        return self.constant(list(values), np.int64)
+        """Return an int64 initializer; equal ones of a graph are one."""
+        key = tuple(values)
+        if key not in self._integers:
+            self._integers[key] = self.constant(list(values), np.int64)
+        return self._integers[key]
 
     def slice(
         self, x: str, starts: Sequence[int], ends: Sequence[int], axes: Sequence[int], steps: Sequence[int]
@@ -340,6 +349,8 @@ class Writer:
 
     def window_slice(self, x: str, tap: Sequence[int], reach: Sequence[int], steps: Sequence[int]) -> str:
         """Return what one tap of a window of extent ``reach`` sees: ``x[tap : tap - (reach - 1) : step]`` per axis."""
+        if all(size == 1 for size in (*reach, *steps)):
+            return x
         ends = [t - (r - 1) or np.iinfo(np.int64).max for t, r in zip(tap, reach, strict=True)]
         return self.slice(x, tap, ends, range(2, 2 + len(tap)), steps)
 
