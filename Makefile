@@ -70,6 +70,11 @@ bench: env ## what the proofs cost, and latency over the zoo: tables of times (a
 bench-latency: env ## export, deploy form, ours and, with PEERS=PYTHON, what other tools make of the zoo, side by side
 	$(BIN)/python -m benchmarks.latency --again --seconds 8 $(if $(PEERS),--peers $(PEERS)) --plot build/latency.svg
 
+bench-cuda: env ## the same with the CUDA execution provider: float32 with TF32 off and on, float16, batch 1 and 32
+	for batch in 0 32; do for kind in "" --tf32 --half; do \
+		$(BIN)/python -m benchmarks.latency --again --seconds 8 --provider cuda --batch $$batch $$kind || exit 1; \
+	done; done
+
 bench-external: env ## memory and time of a model with 2.3 GB of external data (needs 8 GB of disk)
 	$(BIN)/python -m benchmarks.external
 
@@ -111,4 +116,4 @@ clean: ## remove what make made
 	rm -rf $(VENV) build site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 .PHONY: help env demo test lint types layers unit zoo zoo-half fuzz mutants batch-faults bench bench-latency bench-external fuzz-reader
-.PHONY: calibrate bench-tool bench-growth bench-exchanges bench-siblings screenshots blocks golden docs changelog clean
+.PHONY: calibrate bench-cuda bench-tool bench-growth bench-exchanges bench-siblings screenshots blocks golden docs changelog clean

@@ -23,8 +23,10 @@ def beside(result: Result, other: str, form: str = "ours") -> Ratio | None:
     return ratio(times[other], times[form]) if other in times and form in times else None
 
 
-def show(results: Sequence[Result], plot: Path | None) -> int:
+def show(results: Sequence[Result], plot: Path | None, setting: str = "") -> int:
     """Print both tables and what they come to; return how many promises do not hold."""
+    if setting:
+        print(f"Setting: {setting}.\n")
     if not results:
         print("nothing measured yet")
         return 1
@@ -32,7 +34,7 @@ def show(results: Sequence[Result], plot: Path | None) -> int:
     _openvino(results)
     faults = _promises(results)
     if plot is not None:
-        draw(results, plot)
+        draw(results, plot, setting)
     return faults
 
 
@@ -108,7 +110,7 @@ def _promises(results: Sequence[Result]) -> int:
     return len(faults)
 
 
-def draw(results: Sequence[Result], path: Path) -> None:
+def draw(results: Sequence[Result], path: Path, setting: str = "") -> None:
     """Draw how many times as fast as the export each form is."""
     import matplotlib
 
@@ -129,7 +131,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
                 axes.plot((found.low, found.high), (row, row), color=colour, linewidth=1)
     axes.axvline(1.0, color="black", linewidth=0.6)
     axes.set_yticks(range(len(rows)), [r["name"] for r in rows], fontsize=8)
-    axes.set_xlabel("times as fast as the export (ONNX Runtime, CPU, one thread)")
+    axes.set_xlabel(f"times as fast as the export (ONNX Runtime, {setting or 'CPU, one thread'})")
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles, labels, frameon=False, fontsize=8)
     for side in ("top", "right"):

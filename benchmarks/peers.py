@@ -21,11 +21,13 @@ TOOLS = (*SCRIPTS, "ORT offline")
 _SECONDS = 180
 
 
-def write(tool: str, python: Path | None, source: Path, target: Path) -> str:
+def write(tool: str, python: Path | None, source: Path, target: Path, provider: str = "cpu") -> str:
     """Write what a tool makes of ``source`` to ``target``; return what went wrong, or nothing."""
     if target.exists():
         return ""
     if tool == "ORT offline":
+        if provider != "cpu":
+            return "it writes models for the CPU"
         options = ort.SessionOptions()
         options.optimized_model_filepath = str(target)
         options.log_severity_level = 4
