@@ -120,6 +120,18 @@ def look(browser, tmp_path):
     assert all(url.startswith(("file:", "data:")) for url in asked)
 
 
+TUNING = records.Tuning(
+    (
+        records.Decision("first", "left", {"left": 1e-3, "folded": 1.2e-3}, 1.0, cached=False),
+        records.Decision("second", "folded", {"left": 2e-3, "folded": 1e-3, "partial": 3e-3}, 2.0, cached=True),
+    ),
+    dropped=False,
+    provider="cpu",
+    threads=1,
+    processor="a CPU",
+)
+
+
 def hostile(report: records.Report) -> records.Report:
     """A report in which everything that comes from a model or a file says something evil."""
 
@@ -131,14 +143,14 @@ def hostile(report: records.Report) -> records.Report:
         if isinstance(value, tuple):
             return tuple(map(evil, value))
         if dataclasses.is_dataclass(value):
-            same = ("status", "verdict", "kind", "code")
+            same = ("status", "verdict", "kind", "code", "choice", "note")
             names = [f.name for f in dataclasses.fields(value) if f.name not in same]
             return dataclasses.replace(value, **{n: evil(getattr(value, n)) for n in names})
         return value
 
     node = records.Node("n", "Conv")
     refusals = (records.Refusal(node, "s", "price", "m", "d"),)
-    return evil(dataclasses.replace(report, refusals=refusals, status="folded"))
+    return evil(dataclasses.replace(report, refusals=refusals, status="folded", tuning=TUNING))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -196,6 +208,21 @@ def test_every_verdict_has_its_words(look, report):
     timing = records.Timing("", 2e-3, 1.9e-3, 2.2e-3, {}, {})
     ratio = records.Comparison("faster", 1.5, (1.4, 1.6), 0.95, timing, timing, 9, 1, 1, {}, False, "cpu", 1, "a CPU")
     assert "1.50 times as fast" in look(page.model(dataclasses.replace(report, latency=ratio))).inner_text("main")
+
+
+def test_a_page_says_what_was_timed(look, report):
+    def told(**changes):
+        tuning = dataclasses.replace(TUNING, **changes)
+        return look(page.model(dataclasses.replace(report, tuning=tuning))).inner_text("main")
+
+    text = told()
+    assert "2 regions for which the price was not clear, each timed by itself on a CPU, cpu, 1 thread" in text
+    assert "first\tleft as it was\t1\t1.2\t" in text
+    assert "second\tfolded, known from a former run\t2\t1\t3" in text
+    assert "given up" not in text
+    assert "slower than the original" in told(dropped=True)
+    assert "no doubt about any region" in told(decisions=())
+    assert "Nothing: no legal input. The price decided." in told(note="no legal input")
 
 
 def names(view):
