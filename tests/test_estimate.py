@@ -1,11 +1,14 @@
 """Estimates of time: what they count, what they know to be free, and that the runtime is as they take it to be."""
 
 import dataclasses
+import io
 import math
+import re
 
 import numpy as np
 import onnx
 import pytest
+from rich.console import Console
 
 from benchmarks import calibrate
 from models.net import Net
@@ -17,6 +20,7 @@ from onnxrep.graph import Edit, Model
 from onnxrep.lift import LIFTED
 from onnxrep.proof.sessions import Runtime
 from onnxrep.rates import KINDS, RATES, Rates, kind_of
+from onnxrep.report import plan, records
 from onnxrep.shapes import FOLLOWED
 
 WORK = Rates(1.0, 1.0, 1.0, 1.0, 1.0, (1.0, 1.0), math.inf, 0.0, True, True, True, True)
@@ -154,3 +158,21 @@ def test_calibration_times_what_it_says():
     for name, layer in calibrate.BLOCKS.items():
         report = inspect(calibrate.row(layer, 8, 6, 2), Options())
         assert len(report.folds) == 2, name
+
+
+def test_what_folds_twice_is_counted_once():
+    net, x = image(16, 28)
+    report = inspect(net.model(net.relu(net.add(net.conv_bn(x, 16, 3), net.conv_bn(x, 16, 1)))))
+    [fold] = report.folds
+
+    def told(*folds):
+        console = Console(file=io.StringIO(), width=200)
+        plan.show(dataclasses.replace(report, folds=folds), console)
+        return int(re.search(r"(\d+) % less time", console.file.getvalue())[1])
+
+    first = dataclasses.replace(fold, seconds=(4e-3, 2e-3))
+    other = dataclasses.replace(fold, seconds=(2e-3, 1e-3), round=2, removed=(records.RegionNode("other", "Conv"),))
+    again = dataclasses.replace(other, removed=(records.RegionNode(first.emitted[0].name, "Conv"),))
+    assert told(first) == 50
+    assert told(first, other) == 50
+    assert told(first, again) == 75

@@ -49,8 +49,10 @@ def _per_position(report: Report, console: Console) -> None:
 def _time(report: Report, console: Console) -> None:
     """Print how much less time the folded regions are estimated to take, where the provider's rates are known."""
     provider = str(report.options.get("provider", "cpu"))
-    before, after = (sum(fold.seconds[i] for fold in report.folds) for i in (0, 1))
-    if not before or not RATES[provider].measured:
+    last = {node.name: fold.round for fold in report.folds for node in fold.removed}  # rounds are in order
+    between = sum(f.seconds[1] for f in report.folds if any(last.get(n.name, 0) > f.round for n in f.emitted))
+    before, after = (sum(fold.seconds[i] for fold in report.folds) - between for i in (0, 1))
+    if before <= 0 or not RATES[provider].measured:
         return
     say(
         console,
