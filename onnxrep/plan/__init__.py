@@ -6,11 +6,9 @@ A region hangs from a root value. Planning happens without numbers (:mod:`~onnxr
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping
-from functools import cached_property
 
-from onnxrep.lift import Decline, Facts, Layout
+from onnxrep.lift import Decline, Facts
 from onnxrep.plan.expansion import Expander
 from onnxrep.plan.explain import Explainer
 from onnxrep.plan.numbers import Blocked, Evaluator
@@ -117,9 +115,7 @@ class Planner:
                     self._views.forbid(blocked.view, blocked.decline)
                 elif blocked.view == root or not self._views.block(blocked.view):
                     return None
-                since, before = (self._views.position(v[0]) for v in (blocked.view, root))
-                self._search.forget(since)
-                self._solve_inner(since, before)
+                self._search.forget()
         return None
 
     def _give_up(self, solution: Solution) -> None:
@@ -137,20 +133,12 @@ class Planner:
                 v for v, x in lifts.items() if len(x.branches) > 1 and reached.above[v] in (1.0, -1.0)
             )
 
-    def _solve_inner(self, since: int = 0, before: int | None = None) -> None:
+    def _solve_inner(self) -> None:
         """Solve, inputs first, what could be looked through below a convolution: its price is needed."""
-        for position, layout, value in self._inner[bisect_left(self._inner, (since,)) :]:
-            if before is not None and position >= before:
-                break
-            if self._views.may_vanish((value, layout)):
-                self._search.solve((value, layout))
-
-    @cached_property
-    def _inner(self) -> list[tuple[int, Layout, str]]:
-        """The values that rest on convolutions and feed another, with position and layout, in order."""
-        anchored = self._views.anchored.items()
-        values = ((layout, value) for layout, values in anchored for value in values if self._feeds_anchor(value))
-        return sorted((self._views.position(value), layout, value) for layout, value in values)
+        for layout, values in self._views.anchored.items():
+            for value in sorted(values, key=self._views.position):
+                if self._views.may_vanish((value, layout)) and self._feeds_anchor(value):
+                    self._search.solve((value, layout))
 
     def _feeds_anchor(self, value: str) -> bool:
         """Whether a convolution or product reads a value."""

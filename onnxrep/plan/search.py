@@ -17,6 +17,8 @@ _LOOKAHEAD = 4
 _LARGEST_OPENED = 256
 """Ops in one region from which on nothing is opened below its convolutions, nor it below others: long linear chains
 would take a time that grows with the square of their length."""
+_MANY_OPENED = 8
+"""Views that a root has opened from which on those above it open them at once: one by one takes as long again."""
 _ROUNDING = 1e-9
 
 Parts = Mapping[Origin, Sequence[Part]]
@@ -56,7 +58,7 @@ class Searcher:
         self._views, self._expander = views, expander
         self._solutions: dict[View, Solution] = {}
 
-    def forget(self, since: int) -> None:
+    def forget(self, since: int = 0) -> None:
         """Drop the solutions of roots from a position on: what may be looked through there has changed."""
         for root in [r for r in self._solutions if self._views.position(r[0]) >= since]:
             del self._solutions[root]
@@ -79,7 +81,7 @@ class Searcher:
         return best
 
     def _moves(self, best: Solution) -> list[frozenset[View]]:
-        """Return what to open next: all that reads one value together, then each view with what it opened itself."""
+        """Return what to open next: all that reads one value together, then each view."""
         if len(best.whole.expanded) > _LARGEST_OPENED:
             return []
         by_source: dict[str, set[View]] = {}
@@ -92,13 +94,14 @@ class Searcher:
         return together + [move for view in sorted(best.whole.openable) for move in self._alone(view)]
 
     def _alone(self, view: View) -> list[frozenset[View]]:
-        """Return the ways to open one view: with all that it opened as a root, and by itself."""
+        """Return the ways to open one view: with all that it opened as a root if that is much, and by itself."""
         if view not in self._solutions:
             return [frozenset((view,))]
         inner = self._solutions[view]
         if len(inner.whole.expanded) > _LARGEST_OPENED:
             return []
-        return [inner.opened | {view}, frozenset((view,))] if inner.opened else [frozenset((view,))]
+        alone = frozenset((view,))
+        return [inner.opened | alone, alone] if len(inner.opened) > _MANY_OPENED else [alone]
 
     def _opened(
         self, root: View, best: Solution, views: frozenset[View], tried: set[frozenset[View]]
