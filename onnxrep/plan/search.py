@@ -14,7 +14,7 @@ from onnxrep.plan.views import View, Views
 from onnxrep.price import BIASED, KERNEL, Part, Price, cover
 
 _LOOKAHEAD = 4
-_LARGEST_OPENED = 256
+_LARGEST_OPENED = 96
 """Ops in one region from which on nothing is opened below its convolutions, nor it below others: long linear chains
 would take a time that grows with the square of their length."""
 _MANY_OPENED = 8
