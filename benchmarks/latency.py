@@ -221,7 +221,8 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=0, help="so many images at once")
     arguments = parser.parse_args()
     setting = Setting(arguments.provider, arguments.tf32, arguments.half, arguments.batch)
-    setting.runtime.check()
+    if not arguments.show:
+        setting.runtime.check()
     setting.folder.mkdir(parents=True, exist_ok=True)
     names = {n: d for n, d in cases().items() if any(fnmatch.fnmatch(n, f"{p}*") for p in arguments.patterns)}
     for name, deploy in () if arguments.show else names.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -13,7 +14,7 @@ from models.net import Net
 from onnxrep import Options, optimize, verify
 from onnxrep.errors import ProviderUnavailable, UsageError
 from onnxrep.folding import fold
-from onnxrep.proof import inputs, judge, sessions
+from onnxrep.proof import check, inputs, judge, sessions
 from onnxrep.proof.inputs import index_limits
 from onnxrep.proof.sessions import Runtime
 from onnxrep.proof.twin import Twin
@@ -530,3 +531,32 @@ def test_a_size_at_which_the_runtime_departs_from_the_definition_decides_nothing
     statuses = [o.status for o in report.verification.outputs]
     assert "same" in statuses
     assert set(statuses) <= {"same", "skipped"}
+
+
+def test_the_twin_of_external_weights_waits_until_it_is_known_to_fit(tmp_path, monkeypatch):
+    """The bytes of the message say nothing of how large its weights are."""
+    model = chain(2)
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0)
+    monkeypatch.setattr(check, "budget", lambda: 0.0)
+    monkeypatch.setattr(check, "_SMALL_MODEL", 1 << 10)
+    monkeypatch.setattr(check, "session_of_twin", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr(check.machine, "cores", lambda: 2)
+    result = optimize(tmp_path / "m.onnx")
+    assert result.status == "unverified"
+    assert check.NEEDS in result.report.verification.reason
+
+
+def test_an_early_verdict_says_nothing_of_a_twin_that_judged_nothing(monkeypatch):
+    monkeypatch.setattr(check.machine, "cores", lambda: 2)
+    n = Net(3)
+    x = n.input((1, 4, 6, 6))
+    model = n.model(n.op("Resize", n.conv(x, 4, 3), "", n.constant([1, 1, 2, 2], dtype=np.float32), mode="cubic"))
+    broken = copy(model)
+    broken.graph.node[0].op_type = "NoSuchOp"
+    verdict = verify(model, model)
+    assert verdict.islands == ("Resize",)
+    assert check.check(_side(model), _side(broken), Runtime(), inputs.Wishes({})).islands == ()
+
+
+def _side(model):
+    return check.Side(model, model.SerializeToString(), None)

@@ -215,6 +215,26 @@ def test_branches_on_other_grids_stay():
     becomes(n.model(n.add(aligned[0], pool, aligned[1])), ["Conv", "MaxPool", "Add"], sizes=(6,))
 
 
+@pytest.mark.parametrize(("count", "slices"), [(9, False), (24, False), (64, False), (300, True)])
+def test_grouped_convolutions_that_were_taken_apart(count, slices):
+    """Outputs are named as exporters do, so that s10 comes before s2 in the alphabet."""
+    n = net()
+    x = image(n, count, dynamic=False)
+    pieces = [f"s{i}" for i in range(count)]
+    if slices:
+        for i, piece in enumerate(pieces):
+            bounds = [n.constant([k], dtype=np.int64) for k in (i, i + 1, 1)]
+            n.nodes.append(helper.make_node("Slice", [x, *bounds], [piece], name=f"slice_{i}"))
+    else:
+        n.nodes.append(helper.make_node("Split", [x], pieces, name="split", axis=1))
+    for piece in pieces:
+        n.channels[piece], n.axes[piece] = 1, 2
+    parts = [n.conv(piece, 1, 3) for piece in pieces]
+    model = n.model(n.op("Concat", *parts, channels=count, axis=1))
+    result, _, _ = becomes(model, ["Conv"], sizes=(6,))
+    assert attributes(node(result, "Conv"))["group"] == count
+
+
 def test_stripes_are_not_squared():
     """51x5 + 5x51 + 5x5: the small kernel joins one stripe, the stripes stay apart."""
     n = net()

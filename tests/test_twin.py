@@ -269,6 +269,32 @@ def test_bodies_and_local_functions():
     assert np.allclose(session.run({"x": -x})["z"], (-x * np.clip(-x / 6 + 0.5, 0, 1)) ** 2, rtol=1e-13)
 
 
+def test_bodies_with_weights_of_their_own():
+    weights = {name: floats(4, 4, k, k) for name, k in (("narrow", 1), ("wide", 3))}
+    bodies = {}
+    for branch, (name, values) in zip(("then_branch", "else_branch"), weights.items(), strict=True):
+        pads = [values.shape[-1] // 2] * 4
+        bodies[branch] = helper.make_graph(
+            [helper.make_node("Conv", ["x", name], [f"{name}_y"], pads=pads)],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}_y", 1, None)],
+            [numpy_helper.from_array(values.astype(np.float32), name)],
+        )
+    graph = helper.make_graph(
+        [helper.make_node("If", ["c"], ["y"], **bodies)],
+        "g",
+        [helper.make_tensor_value_info("x", 1, [1, 4, 5, 5]), helper.make_tensor_value_info("c", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("y", 1, [1, 4, 5, 5])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session, plain = Runtime().session(Twin(model, None).model, "off"), Runtime().session(model, "off")
+    x = floats(1, 4, 5, 5)
+    for choice in (np.array(True), np.array(False)):
+        expected = plain.run({"x": x.astype(np.float32), "c": choice})["y"]
+        assert np.allclose(session.run({"x": x.astype(np.float64), "c": choice})["y"], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [

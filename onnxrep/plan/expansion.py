@@ -106,7 +106,7 @@ class Expander:
         """Look through the ops below ``root``; ``opened`` views also below a convolution, ``closed`` views never."""
         result = Expansion(root)
         waiting: dict[View, list[Entry]] = {root: [Entry(None)]}
-        heap = [(-self._views.position(root[0]), root)]
+        heap = [(self._views.place(root[0]), root)]
         seen = {root}
         layouts: dict[str, set[Layout]] = {}
         while heap:
@@ -133,7 +133,7 @@ class Expander:
                 layouts.setdefault(below[0], set()).add(below[1])
                 if below not in seen and self._views.may_vanish(below) and len(seen) < LARGEST_REGION:
                     seen.add(below)
-                    heapq.heappush(heap, (-self._views.position(below[0]), below))
+                    heapq.heappush(heap, (self._views.place(below[0]), below))
         result.outlet = self._outlet(root, waiting)
         result.leaves = self._by_origin(waiting, result.outlet)
         return result

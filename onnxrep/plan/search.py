@@ -14,11 +14,10 @@ from onnxrep.plan.views import View, Views
 from onnxrep.price import BIASED, KERNEL, Part, Price, cover
 
 _LOOKAHEAD = 4
-_LARGEST_OPENED = 96
-"""Ops in one region from which on nothing is opened below its convolutions, nor it below others: long linear chains
-would take a time that grows with the square of their length."""
-_MANY_OPENED = 8
-"""Views that a root has opened from which on those above it open them at once: one by one takes as long again."""
+_MOST_STEPS = 16
+"""Openings one after the other behind which no more is opened: bounds what long linear chains cost."""
+_MANY_STEPS = 4
+"""Openings of a root from which on those above it repeat all of them at once: one by one takes as long again."""
 _ROUNDING = 1e-9
 
 Parts = Mapping[Origin, Sequence[Part]]
@@ -38,6 +37,7 @@ class Solution:
         total: the price with what the sources below convolutions cost as regions of their own.
         folds: whether replacing the expanded nodes pays.
         whole, whole_parts: the expansion before ops below which nothing joined were closed again.
+        steps: how many openings, one after the other, led to it.
     """
 
     expansion: Expansion
@@ -49,6 +49,7 @@ class Solution:
     folds: bool
     whole: Expansion
     whole_parts: Parts
+    steps: int = 0
 
 
 class Searcher:
@@ -72,17 +73,17 @@ class Searcher:
         improved = True
         while improved:
             improved = False
-            for views in self._moves(best):
+            for views, steps in self._moves(best):
                 better = self._opened(root, best, views, tried)
                 if better is not None:
-                    best, improved = better, True
+                    best, improved = replace(better, steps=best.steps + steps), True
                     break
         self._solutions[root] = best
         return best
 
-    def _moves(self, best: Solution) -> list[frozenset[View]]:
-        """Return what to open next: all that reads one value together, then each view."""
-        if len(best.whole.expanded) > _LARGEST_OPENED:
+    def _moves(self, best: Solution) -> list[tuple[frozenset[View], int]]:
+        """Return what to open next, with the steps that it stands for: all that reads one value, then each view."""
+        if best.steps >= _MOST_STEPS:
             return []
         by_source: dict[str, set[View]] = {}
         for view in best.whole.openable:
@@ -90,18 +91,16 @@ class Searcher:
             assert lifted is not None
             if len(lifted.branches) == 1 and not lifted.anchor:
                 by_source.setdefault(lifted.branches[0].source, set()).add(view)
-        together = [frozenset(views) for _, views in sorted(by_source.items()) if len(views) > 1]
+        together = [(frozenset(views), 1) for _, views in sorted(by_source.items()) if len(views) > 1]
         return together + [move for view in sorted(best.whole.openable) for move in self._alone(view)]
 
-    def _alone(self, view: View) -> list[frozenset[View]]:
-        """Return the ways to open one view: with all that it opened as a root if that is much, and by itself."""
-        if view not in self._solutions:
-            return [frozenset((view,))]
-        inner = self._solutions[view]
-        if len(inner.whole.expanded) > _LARGEST_OPENED:
-            return []
+    def _alone(self, view: View) -> list[tuple[frozenset[View], int]]:
+        """Return the ways to open one view: by itself, or with all that it opened as a root if that took many steps."""
         alone = frozenset((view,))
-        return [inner.opened | alone, alone] if len(inner.opened) > _MANY_OPENED else [alone]
+        inner = self._solutions.get(view)
+        if inner is None or inner.steps < _MANY_STEPS:
+            return [(alone, 1)]
+        return [(inner.opened | alone, 1 + inner.steps), (alone, 1)] if inner.steps < _MOST_STEPS else []
 
     def _opened(
         self, root: View, best: Solution, views: frozenset[View], tried: set[frozenset[View]]

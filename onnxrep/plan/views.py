@@ -33,6 +33,7 @@ class Views:
         self._rearranger = Rearranger(facts)
         self._lifted: dict[View, Lifted | None] = {}
         self._blocked: set[View] = set()
+        self._indices: dict[int, dict[str, int]] = {}
         self._fused = claimed(self.scope, facts.constants)
         self.shared: dict[View, float] = {}  # what all readers take over, with the share of each
         self.whole: set[View] = set()  # what they take over as a map with a convolution in it
@@ -71,6 +72,13 @@ class Views:
     def position(self, value: str) -> int:
         """Return the position of the node that makes a value, -1 for none in this scope."""
         return self.scope.producer.get(value, -1)
+
+    def place(self, value: str) -> tuple[int, int]:
+        """Return what puts values in order from the outputs on; those of one node, a Split, stay in theirs."""
+        position = self.position(value)
+        if position not in self._indices and position >= 0:
+            self._indices[position] = {name: i for i, name in enumerate(self.scope.outputs_of(position))}
+        return -position, self._indices.get(position, {}).get(value, 0)
 
     def lifted(self, view: View) -> Lifted | None:
         """Return a value's lift in a layout, or None where it has none or was forbidden."""

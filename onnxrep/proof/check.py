@@ -45,7 +45,7 @@ _WORKERS = 2
 _SMALL_INPUT = 1 << 22
 
 _SMALL_MODEL = 1 << 28
-"""Bytes up to which the twin of a model is built while other sessions are, before it is known what runs will take."""
+"""Bytes of weights up to which the twin is built while other sessions are, before it is known what runs take."""
 
 NEEDS = "GiB can be used"
 """Ends the reason of a check that a machine with more memory could do."""
@@ -199,7 +199,7 @@ class _Check:
         self._jumped: set[str] = set()
         self._islands: set[str] = set()
         self._twins: dict[Any, Session] = {}
-        self._begun: Future[Session] | None = None
+        self._begun: Future[tuple[Session, Sequence[str]]] | None = None
         self._judging: Session | None = None
         self._proven = bool(folded)
         self._inside: list[str] = []
@@ -214,7 +214,7 @@ class _Check:
         """Run everything and decide."""
         try:
             with ThreadPoolExecutor(1) as pool:
-                if self._workers > 1 and self._before.data is not None and len(self._before.data) < _SMALL_MODEL:
+                if self._workers > 1 and _weights(self._before.model) < _SMALL_MODEL:
                     self._begun = pool.submit(self._build_twin, "original", None)
                 return self._verdict()
         except MemoryError as error:
@@ -325,10 +325,10 @@ class _Check:
         need, have = needed(self._before.model, shapes), budget()
         if 2 * need > have:
             self._workers = 1  # what runs beside the twin would need memory too
-        self._afforded = True
         if need > have:
             sizes = describe(shapes)
             raise NoInput(f"the check at {sizes} needs {need / 2**30:.0f} GiB, {have / 2**30:.0f} {NEEDS}")
+        self._afforded = True
 
     def _run(self, inputs: InputSet, old: Sequence[Session], new: Sequence[Session]) -> Verdict | None:
         """Compare on one input set; return a verdict if nothing more needs to be run."""
@@ -395,29 +395,28 @@ class _Check:
 
     def _twin(self, kind: _Kind, shapes: Mapping[str, tuple[int, ...]]) -> Session:
         """Return a session of a twin: one for all sizes, or where that cannot be one per size."""
-        key = tuple(shapes.items())
+        key: tuple[tuple[str, tuple[int, ...]], ...] | None = tuple(shapes.items())
         for known in (None, key):
             if (kind, known) in self._twins:
                 return self._twins[kind, known]
+        begun = self._begun if kind == "original" else None
         try:
-            begun = self._begun if kind == "original" else None
-            self._twins[kind, None] = begun.result() if begun else self._build_twin(kind, None)
-            return self._twins[kind, None]
+            session, islands = begun.result() if begun else self._build_twin(kind, None)
+            key = None
         except NeedsSizes:
-            self._twins[kind, key] = self._build_twin(kind, shapes)
-            return self._twins[kind, key]
+            session, islands = self._build_twin(kind, shapes)
+        self._islands |= set(islands)
+        return self._twins.setdefault((kind, key), session)
 
-    def _build_twin(self, kind: _Kind, shapes: Mapping[str, tuple[int, ...]] | None) -> Session:
-        """Build a twin with the watched values as outputs."""
+    def _build_twin(self, kind: _Kind, shapes: Mapping[str, tuple[int, ...]] | None) -> tuple[Session, Sequence[str]]:
+        """Build a twin with the watched values as outputs; return it with its islands."""
         side = self._after if kind == "new" else self._before
         source = onnx.ModelProto()
         source.CopyFrom(side.model)
         for name in self._extra:
             source.graph.output.add(name=name)
         runtime = replace(self._runtime, provider="cpu")
-        session, islands = session_of_twin(source, side.folder, runtime, shapes, kind == "moved")
-        self._islands |= set(islands)
-        return session
+        return session_of_twin(source, side.folder, runtime, shapes, kind == "moved")
 
     def _undecided(self, f: OutputFigures) -> OutputFigures:
         """Mark a difference that a discrete choice explains: one fell otherwise on this input set."""
@@ -481,6 +480,11 @@ class _Check:
                 kinds = sorted({f.detail or f.status for f in mine})
                 return self._say("unverified", f"output {printable(output)} decided nothing: {'; '.join(kinds[:2])}")
         return self._say("verified")
+
+
+def _weights(model: onnx.ModelProto) -> int:
+    """Return the bytes of all tensors of a model, external ones included."""
+    return sum(files.tensor_bytes(t) for t in files.tensors(model))
 
 
 def activated(model: onnx.ModelProto, folded: Sequence[str]) -> list[str]:

@@ -187,10 +187,13 @@ def legal_shapes(
     _check_known(session, "--input-shape", wishes.shapes)
     dynamic = any(isinstance(d, str) for dims in declared.values() for d in dims)
 
+    too_large: list[NoInput] = []
+
     def runs(shapes: dict[str, tuple[int, ...]]) -> bool:
         try:
             affordable(shapes)
-        except NoInput:
+        except NoInput as error:
+            too_large.append(error)
             return False
         feeds = _filled(session, shapes, "normal", np.random.default_rng(seed), limits)
         try:
@@ -212,6 +215,8 @@ def legal_shapes(
         shape = next((s for s in (_filled_in(declared, 2, pair) for pair in sizes) if s not in found and runs(s)), None)
         if shape is not None:
             found.append(shape)
+    if not found and too_large:
+        raise too_large[0]
     if not found:
         raise NoInput("the model runs at none of the sizes tried; give one with --input-shape NAME:1,3,224,224")
     return found

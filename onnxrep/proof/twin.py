@@ -359,7 +359,7 @@ class Writer:
     def _plain(self) -> None:
         """Add the node itself, its types and tensors in double."""
         name = self.twin.fresh(f"{self.node.op_type}{MARK}")
-        copy = onnx.NodeProto(op_type=self.node.op_type, domain=self.node.domain, name=name)
+        copy = self._target.node.add(op_type=self.node.op_type, domain=self.node.domain, name=name)
         copy.input.extend(self.node.input)
         copy.output.extend(self.node.output)
         for attribute in self.node.attribute:
@@ -377,7 +377,6 @@ class Writer:
                 copy.attribute.append(helper.make_attribute(attribute.name, TensorProto.DOUBLE))
             else:
                 copy.attribute.add().CopyFrom(attribute)
-        self._target.node.append(copy)
 
     def island(self) -> None:
         """Add the node in its own types, between casts."""
