@@ -16,7 +16,7 @@ from onnxrep.price import BIASED, KERNEL, Part, Price, cover
 _LOOKAHEAD = 4
 _MOST_STEPS = 16
 """Openings one after the other behind which no more is opened: bounds what long linear chains cost."""
-_MANY_STEPS = 4
+_MANY_STEPS = 8
 """Openings of a root from which on those above it repeat all of them at once: one by one takes as long again."""
 _ROUNDING = 1e-9
 
