@@ -14,13 +14,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import onnx
 
 from benchmarks.calibrate import times
+from models.blocks.base import joined
+from models.blocks.beyond import enlarged
 from models.net import Net
 from onnxrep import Options, optimize
 from onnxrep.proof.sessions import PROVIDERS, Runtime
+from onnxrep.timing.statistics import ratio
 
 _LAYERS = (6, 12, 24, 16)
 _GROWTH = 32
@@ -33,16 +35,13 @@ def densenet() -> onnx.ModelProto:
     net = Net(0)
     x = net.relu(net.conv_bn(net.input((1, 3, 224, 224)), 64, 7, stride=2))
     x = net.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
-    channels = 64
     for index, layers in enumerate(_LAYERS):
         for _ in range(layers):
             narrow = net.conv(net.relu(net.bn(x)), 4 * _GROWTH, 1)
             new = net.conv(net.relu(net.bn(narrow)), _GROWTH, 3)
-            channels += _GROWTH
-            x = net.op("Concat", x, new, channels=channels, axis=1)
+            x = joined(net, [x, new])
         if index < len(_LAYERS) - 1:
-            channels //= 2
-            x = net.conv(net.relu(net.bn(x)), channels, 1)
+            x = net.conv(net.relu(net.bn(x)), net.channels[x] // 2, 1)
             x = net.op("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])
     return net.model(net.op("GlobalAveragePool", net.relu(net.bn(x))))
 
@@ -57,11 +56,6 @@ def _backbone(net: Net, widths: tuple[int, ...]) -> list[str]:
     return images
 
 
-def _enlarged(net: Net, x: str) -> str:
-    """Add a nearest Resize to twice the size."""
-    return net.op("Resize", x, "", net.constant([1, 1, 2, 2], dtype=np.float32), mode="nearest")
-
-
 def pyramid() -> onnx.ModelProto:
     """Return a backbone and a neck of top-down steps ``side + Relu(BN(C1(Resize(x))))``, each with a 3x3 behind it."""
     net = Net(0)
@@ -69,7 +63,7 @@ def pyramid() -> onnx.ModelProto:
     outputs = [x]
     for side in reversed(sides):
         width = net.channels[side]
-        x = net.add(side, net.relu(net.conv_bn(_enlarged(net, x), width, 1)))
+        x = net.add(side, net.relu(net.conv_bn(enlarged(net, x), width, 1)))
         x = net.relu(net.conv_bn(x, width, 3))
         outputs.append(x)
     return net.model(*outputs)
@@ -82,7 +76,7 @@ def with_skips() -> onnx.ModelProto:
     outputs = [x]
     for side in reversed(sides):
         width = net.channels[side]
-        both = net.op("Concat", _enlarged(net, x), side, channels=net.channels[x] + width, axis=1)
+        both = joined(net, [enlarged(net, x), side])
         x = net.silu(net.conv_bn(net.silu(net.conv_bn(both, width, 1)), width, 3))
         outputs.append(x)
     return net.model(*outputs)
@@ -112,16 +106,11 @@ def main() -> int:
         result = optimize(model, options=options)
         moves = sum(fold.kind == "move" for fold in result.report.folds)
         before, without, after = times(runtime, [model, plain, result.model], arguments.seconds)
-        ratios = (_ratio(before, without), _ratio(before, after), _ratio(without, after))
+        ratios = (ratio(*pair).median for pair in ((before, without), (before, after), (without, after)))
         sys.stdout.write(f"| {name} | {moves} | {1e3 * statistics.median(before):.1f} ")
         sys.stdout.write("| {:.2f} | **{:.2f}** | {:.2f} |\n".format(*ratios))
         sys.stdout.flush()
     return 0
-
-
-def _ratio(slow: list[float], fast: list[float]) -> float:
-    """Return the median of the rounds' own ratios."""
-    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
 if __name__ == "__main__":

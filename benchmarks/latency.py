@@ -33,7 +33,7 @@ from models.half import half, tamed
 from onnxrep import Options, machine, optimize
 from onnxrep.proof.errors import CannotRun
 from onnxrep.proof.inputs import Wishes, index_limits, usual_feeds
-from onnxrep.proof.sessions import PROVIDERS, Feeds, Runtime
+from onnxrep.proof.sessions import PROVIDERS, Feeds, Runtime, Session
 from onnxrep.timing.rounds import Budget, repeats_for, timed_rounds, warm_up
 
 CONTROLS = ("resnet50", "tf_efficientnet_b0", "vit_tiny_patch16_224")
@@ -115,8 +115,8 @@ def prepare(name: str, deploy: str, python: Path | None, setting: Setting) -> tu
     found, missing = {"export": export}, {}
     if not export.exists():
         onnx.save(setting.made(name), export)
-    feeds, _ = _feeds(export, setting.runtime)
-    setting.runtime.session(export, "all").run(feeds)
+    session = setting.runtime.session(export, "all")
+    session.run(_feeds(export, session))
     if deploy:
         found["deploy"] = folder / "deploy.onnx"
         if not found["deploy"].exists():
@@ -133,9 +133,10 @@ def prepare(name: str, deploy: str, python: Path | None, setting: Setting) -> tu
     return found, missing
 
 
-def _feeds(path: Path, runtime: Runtime) -> tuple[Feeds, object]:
-    """Return inputs of a model, and how they were found."""
-    return usual_feeds(runtime.session(path, "all"), Wishes({}), 0, index_limits(onnx.load(path)))
+def _feeds(path: Path, session: Session) -> Feeds:
+    """Return inputs of a model."""
+    feeds, _ = usual_feeds(session, Wishes({}), 0, index_limits(onnx.load(path)))
+    return feeds
 
 
 def _fault(path: Path, runtime: Runtime) -> str:
@@ -150,7 +151,7 @@ def _fault(path: Path, runtime: Runtime) -> str:
 def measure(files: Mapping[str, Path], seconds: float, runtime: Runtime, *, openvino: bool) -> dict[str, Any]:
     """Return the times of all forms, and of the first three on OpenVINO."""
     rng = np.random.default_rng(0)
-    feeds, _ = _feeds(files["export"], runtime)
+    feeds = _feeds(files["export"], runtime.session(files["export"], "all"))
     times: dict[str, list[float]] = {}
     notes: dict[str, str] = {}
     budget = Budget(400, seconds).split(_OPENINGS)

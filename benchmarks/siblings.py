@@ -20,6 +20,7 @@ import onnx
 from benchmarks.calibrate import times
 from models.net import Net
 from onnxrep.proof.sessions import PROVIDERS, Runtime
+from onnxrep.timing.statistics import ratio
 
 _COUNT = 2
 """Siblings."""
@@ -120,9 +121,8 @@ def main() -> int:
         found = []
         for channels, side in product(widths, sides):
             apart, joined = times(runtime, build(channels, side), 1.0)
-            ratio = statistics.median(a / b for a, b in zip(apart, joined, strict=True))
-            found.append(ratio)
-            sys.stdout.write(f"| {name} | {channels} | {side} | {ratio:.2f} |\n")
+            found.append(ratio(apart, joined).median)
+            sys.stdout.write(f"| {name} | {channels} | {side} | {found[-1]:.2f} |\n")
             sys.stdout.flush()
         sys.stdout.write(f"| {name} | all | all | {statistics.geometric_mean(found):.2f} |\n")
     return 0

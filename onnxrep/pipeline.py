@@ -167,7 +167,7 @@ def optimize(
         source = load(model, options.hf_cache)
         external = source.external_digests
     before = Counter(_ops(source.model))
-    bytes_before = _weight_bytes(source.model)
+    bytes_before = files.weight_bytes(source.model)
     counting = _Counting(source, options, clock)
     unmatched = _selection(options).unmatched(source.model)
     folds, refusals = _fold_all(source, options, clock, counting=counting)
@@ -215,7 +215,7 @@ def optimize(
         dict(before),
         dict(Counter(_ops(source.model))),
         bytes_before,
-        _weight_bytes(source.model),
+        files.weight_bytes(source.model),
         tuple(folds),
         tuple(refusals),
         verification,
@@ -263,7 +263,7 @@ def inspect(
     options, clock = options or Options(), Clock(progress)
     with clock.stage("read"):
         source = load(model, options.hf_cache)
-    before, bytes_before = Counter(_ops(source.model)), _weight_bytes(source.model)
+    before, bytes_before = Counter(_ops(source.model)), files.weight_bytes(source.model)
     counting = _Counting(source, options, clock)
     unmatched = _selection(options).unmatched(source.model)
     folds, refusals = _fold_all(source, options, clock, counting=counting)
@@ -276,7 +276,7 @@ def inspect(
         dict(before),
         dict(Counter(_ops(source.model))),
         bytes_before,
-        _weight_bytes(source.model),
+        files.weight_bytes(source.model),
         tuple(folds),
         tuple(refusals),
         None,
@@ -644,11 +644,6 @@ def _input_names(model: onnx.ModelProto) -> str:
     """Return the names of the inputs that a caller must feed."""
     weights = {t.name for t in model.graph.initializer}
     return ", ".join(printable(v.name) for v in model.graph.input if v.name not in weights) or "none"
-
-
-def _weight_bytes(model: onnx.ModelProto) -> int:
-    """Return the size of all tensors."""
-    return sum(files.tensor_bytes(t) for t in files.tensors(model))
 
 
 def versions() -> dict[str, str]:

@@ -165,16 +165,17 @@ def transition(net: Net, x: str) -> str:
     return net.op("AveragePool", net.conv(net.relu(x), 8, 1), kernel_shape=[2, 2], strides=[2, 2])
 
 
-def _enlarged(net: Net, x: str) -> str:
+def enlarged(net: Net, x: str) -> str:
+    """Add a nearest Resize to twice the size."""
     return net.op("Resize", x, "", net.constant([1, 1, 2, 2], dtype=np.float32), mode="nearest")
 
 
 def top_down(net: Net, x: str) -> str:
     """Add an enlarged image and a 1x1 convolution."""
-    return net.relu(net.conv_bn(_enlarged(net, x), 8, 1))
+    return net.relu(net.conv_bn(enlarged(net, x), 8, 1))
 
 
 def with_skip(net: Net, x: str) -> str:
     """Add a 1x1 convolution over an image enlarged again and the image that it was made smaller from."""
     small = net.relu(net.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2]))
-    return net.relu(net.conv_bn(joined(net, [_enlarged(net, small), net.relu(x)]), 32, 1))
+    return net.relu(net.conv_bn(joined(net, [enlarged(net, small), net.relu(x)]), 32, 1))

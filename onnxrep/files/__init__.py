@@ -9,7 +9,7 @@ from __future__ import annotations
 from onnxrep.files.external import Folder, array, check_tensors
 from onnxrep.files.reading import ModelFile, parse, read
 from onnxrep.files.temporary import check_target, remove_stale, write_bytes
-from onnxrep.files.tensors import is_external, refer, sparse_tensors, tensor_bytes, tensors
+from onnxrep.files.tensors import is_external, refer, sparse_tensors, tensor_bytes, tensors, weight_bytes
 from onnxrep.files.writing import ALIGNMENT, write
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "sparse_tensors",
     "tensor_bytes",
     "tensors",
+    "weight_bytes",
     "write",
     "write_bytes",
 ]

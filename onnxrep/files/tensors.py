@@ -97,6 +97,11 @@ def tensor_bytes(tensor: TensorProto) -> int:
     return (math.prod(tensor.dims) * (bits(tensor.data_type) or 0) + 7) // 8
 
 
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Return the size of all tensors of a model in bytes, external ones included."""
+    return sum(map(tensor_bytes, tensors(model)))
+
+
 def described(tensor: TensorProto) -> str:
     """Return a tensor's name for people."""
     return printable(tensor.name or "(unnamed)")

@@ -214,7 +214,7 @@ class _Check:
         """Run everything and decide."""
         try:
             with ThreadPoolExecutor(1) as pool:
-                if self._workers > 1 and _weights(self._before.model) < _SMALL_MODEL:
+                if self._workers > 1 and files.weight_bytes(self._before.model) < _SMALL_MODEL:
                     self._begun = pool.submit(self._build_twin, "original", None)
                 return self._verdict()
         except MemoryError as error:
@@ -480,11 +480,6 @@ class _Check:
                 kinds = sorted({f.detail or f.status for f in mine})
                 return self._say("unverified", f"output {printable(output)} decided nothing: {'; '.join(kinds[:2])}")
         return self._say("verified")
-
-
-def _weights(model: onnx.ModelProto) -> int:
-    """Return the bytes of all tensors of a model, external ones included."""
-    return sum(files.tensor_bytes(t) for t in files.tensors(model))
 
 
 def activated(model: onnx.ModelProto, folded: Sequence[str]) -> list[str]:

@@ -27,11 +27,7 @@ _FAR = int(np.iinfo(np.int64).max)
 def _conv(n: Writer) -> None:
     """Lower a Conv to slices and matrix products."""
     dims = _weight_dims(n)
-    bias = n.node.input[2] if len(n.node.input) > 2 else ""
-    group, output = int(n.attributes.get("group", 1)), "" if bias else n.node.output[0]
-    result = _correlate(n, n.node.input[0], n.node.input[1], dims, n.attributes, group, output)
-    if bias:
-        _with_bias(n, result, bias, len(dims) - 2)
+    _convolve(n, n.node.input[0], n.node.input[1], dims, n.attributes, int(n.attributes.get("group", 1)))
 
 
 def _weight_dims(n: Writer) -> list[int]:
@@ -43,10 +39,13 @@ def _weight_dims(n: Writer) -> list[int]:
     return static
 
 
-def _with_bias(n: Writer, value: str, bias: str, axes: int) -> None:
-    """Add the bias and name the result."""
-    shape = n.integers([1, -1, *(1,) * axes])
-    n.op("Add", value, n.op("Reshape", bias, shape), output=n.node.output[0])
+def _convolve(n: Writer, x: str, weight: str, dims: Sequence[int], attributes: dict[str, Any], group: int) -> None:
+    """Make the node's result: the convolution of ``x`` as in :func:`_correlate`, and the node's bias if it has one."""
+    bias = n.node.input[2] if len(n.node.input) > 2 else ""
+    result = _correlate(n, x, weight, dims, attributes, group, "" if bias else n.node.output[0])
+    if bias:
+        shape = n.integers([1, -1, *(1,) * (len(dims) - 2)])
+        n.op("Add", result, n.op("Reshape", bias, shape), output=n.node.output[0])
 
 
 def _placed(
@@ -94,7 +93,7 @@ def _correlate(
     dims: Sequence[int],
     attributes: dict[str, Any],
     group: int,
-    output: str = "",
+    output: str,
 ) -> str:
     """Return the convolution of ``x`` with ``weight : (Co, Ci / group, *kernel)`` of shape ``dims``, without bias."""
     outputs, width, *kernel = dims
@@ -175,7 +174,6 @@ def _conv_transpose(n: Writer) -> None:
     """Lower a ConvTranspose: insert zeros between the pixels, then convolve with the flipped kernel."""
     x, weight = n.node.input[0], n.node.input[1]
     inputs_, width, *kernel = _weight_dims(n)
-    bias = n.node.input[2] if len(n.node.input) > 2 else ""
     if n.attributes.get("output_shape") or n.attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         n.island()
         return
@@ -196,10 +194,7 @@ def _conv_transpose(n: Writer) -> None:
     order = [0, 2, 1, *range(3, 3 + axes)]
     swapped = n.rearranged(weight, [group, inputs_ // group, width, *kernel], order, final)
     placed = n.pad(spread, begins, ends)
-    weight, output = n.flipped(swapped, range(2, 2 + axes)), "" if bias else n.node.output[0]
-    result = _correlate(n, placed, weight, final, {"dilations": dilation}, group, output)
-    if bias:
-        _with_bias(n, result, bias, axes)
+    _convolve(n, placed, n.flipped(swapped, range(2, 2 + axes)), final, {"dilations": dilation}, group)
 
 
 def _spread(n: Writer, x: str, stride: Sequence[int], axes: int) -> str:

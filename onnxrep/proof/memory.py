@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import onnx
 from onnx import helper
 
-from onnxrep.files import tensor_bytes, tensors
+from onnxrep.files import weight_bytes
 from onnxrep.graph import DEFAULT_DOMAINS
 from onnxrep.machine import memory
 from onnxrep.proof.lowering import unfolding
@@ -44,7 +44,7 @@ def needed(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> flo
         kind = value.type.tensor_type
         if kind.HasField("shape") and all(d.HasField("dim_value") for d in kind.shape.dim):
             sizes[value.name] = float(_DOUBLE) * math.prod(d.dim_value for d in kind.shape.dim)
-    weights = 2.0 * sum(tensor_bytes(t) for t in tensors(model))
+    weights = 2.0 * weight_bytes(model)
     return weights + _peak(graph, sizes, {t.name: tuple(t.dims) for t in graph.initializer})
 
 
