@@ -7,12 +7,13 @@ import sys
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from models import skeletons
 from models.net import Net
-from onnxrep import validity
+from onnxrep import graph, validity
 from onnxrep.errors import InvalidModel, UnsupportedModel
 from onnxrep.folding import fold
 from onnxrep.graph import PROVENANCE, Model
@@ -162,18 +163,16 @@ def test_a_new_node_stands_where_the_one_stood_whose_name_it_has():
 def test_a_new_node_stands_behind_what_it_reads():
     n = Net(5, exact=True)
     x = n.input((1, 4, 6, 6))
-    narrow = n.conv(n.op("Transpose", n.relu(x), perm=[0, 1, 3, 2], channels=4), 4, 1)
-    aside = n.op("Sigmoid", x)
-    wide = n.conv(n.op("Transpose", n.op("Tanh", x), perm=[0, 1, 3, 2], channels=4), 4, 3)
-    total = n.add(narrow, wide, n.conv(n.op("Identity", x, channels=4), 4, 1))
-    model = n.model(n.add(n.relu(total), aside))
-    result, _, _ = folded(model)
-    onnx.checker.check_model(result)
-    made = {v.name for v in (*result.graph.input, *result.graph.initializer)}
-    for proto in result.graph.node:
-        assert made.issuperset(proto.input)
-        made.update(proto.output)
-    run(result, {"x": np.ones((1, 4, 6, 6), np.float32)})
+    first = n.conv(x, 4, 3)
+    seen = n.relu(x)
+    model = n.model(n.add(first, n.conv(seen, 4, 1)))
+    model.graph.node.insert(2, helper.make_node("Sigmoid", [x], ["aside"], name="aside"))
+    assert ops(model) == ["Conv", "Relu", "Sigmoid", "Conv", "Add"]
+    weight, output = model.graph.node[3].input[1], model.graph.output[0].name
+    view = Model(model, None, ("Conv",))
+    new = gs.Node("Conv", "new", {}, [gs.Variable(seen), gs.Variable(weight)], [gs.Variable(output)])
+    graph.commit(view, [(view.scopes[0], graph.Edit(frozenset((0, 3, 4)), 4, [new], [], [0]))])
+    assert ops(model) == ["Relu", "Sigmoid", "Conv"]
 
 
 def test_branches_of_the_deploy_form_keep_their_order():
