@@ -50,7 +50,7 @@ def evaluated(model, feeds):
     rectified = nodes[-1].op_type == "Relu"
     output = nodes.pop().input[0] if rectified else nodes[-1].output[0]
     program = Program(nodes, tuple(feeds), output, constants, model.opset_import[0].version)
-    weights = {n: v[None, None] if v.dtype.kind == "f" else v for n, v in program.constants.items()}
+    weights = {n: v[None, None].astype(np.float64) if v.dtype.kind == "f" else v for n, v in program.constants.items()}
     stacks = {k: v[None, None].astype(np.float64) for k, v in feeds.items()}
     result = program.run(stacks, weights, {}, empty=True)[0, 0]
     return np.maximum(result, 0.0) if rectified else result

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -546,6 +548,58 @@ def test_the_twin_of_external_weights_waits_until_it_is_known_to_fit(tmp_path, m
     assert not built
     assert result.status == "unverified"
     assert check.NEEDS in result.report.verification.reason
+
+
+def test_the_next_input_set_runs_beside_the_one_before(monkeypatch):
+    monkeypatch.setattr(check.machine, "cores", lambda: 2)
+    reference, second, begun = check._Check._reference, threading.Event(), []
+
+    def waiting(self, inputs):
+        begun.append(inputs.name)
+        if len(begun) == 1:
+            assert second.wait(60)
+        second.set()
+        return reference(self, inputs)
+
+    monkeypatch.setattr(check._Check, "_reference", waiting)
+    verification = optimize(chain(2)).report.verification
+    assert verification.verdict == "verified"
+    assert list(verification.inputs) == begun
+
+
+@pytest.mark.parametrize("share", [1.5, 2.5])
+def test_runs_side_by_side_need_memory_for_both(share, monkeypatch):
+    model = chain(2)
+    monkeypatch.setattr(check.machine, "cores", lambda: 2)
+    monkeypatch.setattr(check, "needed", lambda *_: 1.0)
+    monkeypatch.setattr(check, "budget", lambda: share)
+    active, most, run = [], [], sessions.Session.run
+
+    def counted(self, *arguments):
+        if threading.current_thread() is threading.main_thread():  # where inputs are looked for
+            return run(self, *arguments)
+        active.append(self)
+        most.append(len(active))
+        time.sleep(0.01)
+        try:
+            return run(self, *arguments)
+        finally:
+            active.remove(self)
+
+    monkeypatch.setattr(sessions.Session, "run", counted)
+    assert optimize(model).status == "folded"
+    assert max(most) == int(share)
+
+
+def test_after_a_verdict_nothing_more_is_begun(monkeypatch):
+    monkeypatch.setattr(check.machine, "cores", lambda: 2)
+    monkeypatch.setattr(check, "_same", lambda *_: False)
+    begun, begin, threads = [], check._Check._begin, threading.active_count()
+    monkeypatch.setattr(check._Check, "_begin", lambda self, *a, **k: begun.append(a) or begin(self, *a, **k))
+    verification = optimize(chain(2)).report.verification
+    assert "differs from itself" in verification.reason
+    assert len(begun) == 2
+    assert threading.active_count() == threads
 
 
 def test_an_early_verdict_says_nothing_of_a_twin_that_judged_nothing(monkeypatch):

@@ -75,6 +75,10 @@ CONVOLUTIONS = [
     ((2, 4, 9, 8), (6, 2, 3, 3), {"group": 2, "strides": [2, 3]}),
     ((2, 4, 9, 8), (4, 1, 3, 3), {"group": 4, "pads": [1, 1, 1, 1]}),
     ((2, 4, 9, 8), (8, 1, 3, 3), {"group": 4}),
+    ((2, 3, 9, 8), (3, 1, 3, 3), {"group": 3, "pads": [0, 1, 2, 0], "strides": [2, 3], "dilations": [2, 1]}),
+    ((1, 3, 7, 8), (3, 1, 4, 1), {"group": 3, "pads": [2, 0, 1, 0]}),
+    ((1, 3, 7, 8), (3, 1, 1, 4), {"group": 3, "strides": [1, 2]}),
+    ((1, 3, 7, 8), (3, 1, 2, 1), {"group": 3, "strides": [2, 1]}),
     ((2, 3, 20, 23), (3, 1, 9, 9), {"group": 3, "pads": [4, 4, 4, 4], "strides": [2, 1]}),
     ((1, 3, 40, 37), (3, 1, 9, 7), {"group": 3, "pads": [8, 6, 8, 6], "dilations": [2, 2]}),
     ((1, 64, 6, 7), (8, 64, 3, 3), {"pads": [1, 1, 1, 1]}),
@@ -151,6 +155,7 @@ ELEMENTWISE = {
     "LeakyRelu": {"alpha": 0.2},
     "Mish": {},
     "Selu": {},
+    "Sigmoid": {},
     "Softplus": {},
     "Softsign": {},
     "ThresholdedRelu": {"alpha": 0.5},
@@ -202,7 +207,16 @@ def test_erf_is_as_good_as_the_libms():
     exact = points.astype(np.float32).astype(np.float64)
     found = session.run({"i0": exact})["o0"]
     assert np.max(np.abs(found - [math.erf(v) for v in exact])) < 4e-15
-    assert len(erfc_coefficients()) == 29
+    assert len(erfc_coefficients()) == 25
+
+
+def test_the_sigmoid_of_huge_numbers():
+    points = np.array([-np.inf, -1e4, -800, -40, 0, 40, 800, np.inf, np.nan])
+    session = Runtime().session(Twin(single("Sigmoid", [points.astype(np.float32)]), None).model, "off")
+    found = session.run({"i0": points})["o0"]
+    assert np.array_equal(found[[0, 1, 2, 4, 6, 7]], [0, 0, 0, 0.5, 1, 1])
+    assert np.isclose(found[3], math.exp(-40), rtol=1e-14, atol=0)
+    assert np.isnan(found[8])
 
 
 def test_ops_without_a_double_kernel_become_islands():

@@ -318,7 +318,7 @@ class _Proof:
 
 
 def _stacked(programs: Sequence[Program]) -> dict[str, Array]:
-    """Return the constants of programs of equal structure as stacks, under the names of the first."""
+    """Return the constants of programs of equal structure as stacks in float64, under the names of the first."""
     names = [_reads(p) for p in programs]
     result = {}
     for place, name in enumerate(names[0]):
@@ -326,7 +326,7 @@ def _stacked(programs: Sequence[Program]) -> dict[str, Array]:
         if not is_float(found[0]):
             result[name] = found[0]
         else:
-            result[name] = found[0][None, None] if len(found) == 1 else np.stack(found)[:, None]
+            result[name] = np.stack(found, dtype=np.float64)[:, None]
     return result
 
 

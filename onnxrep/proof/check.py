@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -170,6 +173,17 @@ def _interface(model: onnx.ModelProto, kind: str) -> list[onnx.ValueInfoProto]:
     return [v for v in getattr(model.graph, kind) if v.name not in hidden]
 
 
+@dataclass(frozen=True)
+class _Runs:
+    """What the models make, or will, of one input set: the twin, the original (again, too) and the new model."""
+
+    inputs: InputSet
+    reference: Future[dict[str, Any]]
+    before: Sequence[Future[dict[str, Any]]]
+    repeated: Sequence[Future[dict[str, Any]]]
+    after: Sequence[Future[dict[str, Any]]]
+
+
 class _Check:
     """One run of the check."""
 
@@ -199,6 +213,7 @@ class _Check:
         self._jumped: set[str] = set()
         self._islands: set[str] = set()
         self._twins: dict[Any, Session] = {}
+        self._building = threading.Lock()
         self._begun: Future[tuple[Session, Sequence[str]]] | None = None
         self._judging: Session | None = None
         self._proven = bool(folded)
@@ -244,11 +259,9 @@ class _Check:
             self._inside = [name for name in cropped(before.model) if dynamic and name not in self._extra]
             watched = before.with_outputs([*self._extra, *self._inside])
             self._judging = self._runtime.session(watched, "off", before.folder) if self._inside else old[0]
-            for count, inputs in enumerate(self._input_sets(), 1):
-                self._progress(f"verify on input set {count}")
-                stop = self._run(inputs, old * self._repeats, new * self._repeats)
-                if stop is not None:
-                    return stop
+            stop = self._run_all(old * self._repeats, new * self._repeats)
+            if stop is not None:
+                return stop
             self._note_device(after)
             return self._decide()
         except NoInput as error:
@@ -330,28 +343,54 @@ class _Check:
             raise NoInput(f"the check at {sizes} needs {need / 2**30:.0f} GiB, {have / 2**30:.0f} {NEEDS}")
         self._afforded = True
 
-    def _run(self, inputs: InputSet, old: Sequence[Session], new: Sequence[Session]) -> Verdict | None:
-        """Compare on one input set; return a verdict if nothing more needs to be run."""
-        twice = [] if self._ran else old[:1]
-        with ThreadPoolExecutor(self._workers) as pool:
-            awaited = pool.submit(self._reference, inputs)  # the longest first
-            olds, again, news = ([pool.submit(s.run, inputs.feeds) for s in many] for many in (old, twice, new))
-            try:
-                before, repeated = ([run.result() for run in runs] for runs in (olds, again))
-            except CannotRun as error:
-                return self._say("unverified", f"ONNX Runtime does not run the original on {inputs.name}: {error}")
-            if any(not _same(before[0][k], values[k]) for values in repeated for k in values):
-                return self._say("unverified", "the original differs from itself in a second run")
-            try:
-                after = [run.result() for run in news]
-            except CannotRun as error:
-                return self._say("rejected", f"ONNX Runtime does not run the new model on {inputs.name}: {error}")
-            self._watch(after[0])
-            reference = awaited.result()
+    def _run_all(self, old: Sequence[Session], new: Sequence[Session]) -> Verdict | None:
+        """Compare on all input sets, the next of which runs already; return a verdict if one decides."""
+        waiting: deque[_Runs] = deque()
+        with ExitStack() as stack:
+            pool, size = None, 0
+            for count, inputs in enumerate(self._input_sets(), 1):
+                self._progress(f"verify on input set {count}")
+                while len(waiting) >= self._workers:  # there may be fewer from this input set on
+                    if (stop := self._compare(waiting.popleft())) is not None:
+                        return stop
+                if pool is None or size != self._workers:
+                    pool, size = ThreadPoolExecutor(self._workers), self._workers
+                    stack.callback(pool.shutdown, cancel_futures=True)
+                waiting.append(self._begin(inputs, pool, old, new, again=old[: int(count == 1)]))
+            return next((stop for runs in waiting if (stop := self._compare(runs)) is not None), None)
+
+    def _begin(
+        self,
+        inputs: InputSet,
+        pool: ThreadPoolExecutor,
+        old: Sequence[Session],
+        new: Sequence[Session],
+        again: Sequence[Session],
+    ) -> _Runs:
+        """Begin to run all models on one input set, the longest run first."""
+        reference = pool.submit(self._reference, inputs)
+        before, repeated, after = ([pool.submit(s.run, inputs.feeds) for s in many] for many in (old, again, new))
+        return _Runs(inputs, reference, before, repeated, after)
+
+    def _compare(self, runs: _Runs) -> Verdict | None:
+        """Compare what the models make of one input set; return a verdict if nothing more needs to be run."""
+        inputs = runs.inputs
+        try:
+            before, repeated = ([run.result() for run in many] for many in (runs.before, runs.repeated))
+        except CannotRun as error:
+            return self._say("unverified", f"ONNX Runtime does not run the original on {inputs.name}: {error}")
+        if any(not _same(before[0][k], values[k]) for values in repeated for k in values):
+            return self._say("unverified", "the original differs from itself in a second run")
+        try:
+            after = [run.result() for run in runs.after]
+        except CannotRun as error:
+            return self._say("rejected", f"ONNX Runtime does not run the new model on {inputs.name}: {error}")
+        self._watch(after[0])
+        reference = runs.reference.result()
         self._first = self._first or (inputs, reference)
         self._ran.append(inputs.name)
-        runs = [*before, *after, reference]
-        jumped = any(not np.array_equal(runs[0][r], run[r]) for r in self._choices.results for run in runs[1:])
+        everything = [*before, *after, reference]
+        jumped = any(not np.array_equal(before[0][r], run[r]) for r in self._choices.results for run in everything[1:])
         for name in dict.fromkeys((*self._outputs, *self._choices.causes)):
             mine, theirs = [b[name] for b in before], [a[name] for a in after]
             self._figures.append(compare(name, inputs.name, mine, theirs, reference[name]))
@@ -396,17 +435,18 @@ class _Check:
     def _twin(self, kind: _Kind, shapes: Mapping[str, tuple[int, ...]]) -> Session:
         """Return a session of a twin: one for all sizes, or where that cannot be one per size."""
         key: tuple[tuple[str, tuple[int, ...]], ...] | None = tuple(shapes.items())
-        for known in (None, key):
-            if (kind, known) in self._twins:
-                return self._twins[kind, known]
-        begun = self._begun if kind == "original" else None
-        try:
-            session, islands = begun.result() if begun else self._build_twin(kind, None)
-            key = None
-        except NeedsSizes:
-            session, islands = self._build_twin(kind, shapes)
-        self._islands |= set(islands)
-        return self._twins.setdefault((kind, key), session)
+        with self._building:
+            for known in (None, key):
+                if (kind, known) in self._twins:
+                    return self._twins[kind, known]
+            begun = self._begun if kind == "original" else None
+            try:
+                session, islands = begun.result() if begun else self._build_twin(kind, None)
+                key = None
+            except NeedsSizes:
+                session, islands = self._build_twin(kind, shapes)
+            self._islands |= set(islands)
+            return self._twins.setdefault((kind, key), session)
 
     def _build_twin(self, kind: _Kind, shapes: Mapping[str, tuple[int, ...]] | None) -> tuple[Session, Sequence[str]]:
         """Build a twin with the watched values as outputs; return it with its islands."""

@@ -58,10 +58,11 @@ def _peak(graph: onnx.GraphProto, sizes: Mapping[str, float], weights: Mapping[s
         made = sum(sizes.get(name, 0.0) for name in node.output)
         extra = 0.0
         if node.op_type == "Conv" and node.domain in DEFAULT_DOMAINS and len(node.input) > 1:
-            group = next((helper.get_attribute_value(a) for a in node.attribute if a.name == "group"), 1)
+            given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
             dims = weights.get(node.input[1], ())
             if dims and node.output[0] in sizes:
-                extra = unfolding(dims, group) * sizes[node.output[0]]
+                step = next(iter(given.get("strides", ())), 1)
+                extra = unfolding(dims, given.get("group", 1), step) * sizes[node.output[0]]
         alive += made
         peak = max(peak, alive + extra)
         alive -= sum(sizes.get(n, 0.0) for n in {*node.input, *node.output} if last.get(n, position) == position)

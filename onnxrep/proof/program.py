@@ -52,7 +52,7 @@ class Program:
         nodes: with their attributes.
         sources: the values read.
         output: the value made.
-        constants: what else is read, floats in float64.
+        constants: what else is read, floats as they are stored: they become float64 when a stack is made of them.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Program:
     ) -> None:
         self.sources, self.output, self.opset = tuple(sources), output, opset
         self.nodes = [(node, _attributes(node)) for node in nodes]
-        self.constants = {k: np.asarray(v, np.float64) if _holds_reals(v) else v for k, v in constants.items()}
+        self.constants = {k: np.asarray(v, _stored(v)) for k, v in constants.items()}
 
     @property
     def is_scalable(self) -> bool:
@@ -243,6 +243,11 @@ class Program:
 def _wide(values: Array) -> Array:
     """Return a calculated constant as a stack if it holds reals."""
     return values.astype(np.float64)[None, None] if _holds_reals(values) else values
+
+
+def _stored(values: Array) -> np.dtype[Any]:
+    """Return the type in which a constant is kept: float64 for reals of a type that numpy does not know."""
+    return values.dtype if is_float(values) or not _holds_reals(values) else np.dtype(np.float64)
 
 
 def _holds_reals(values: Array) -> bool:
