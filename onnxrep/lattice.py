@@ -449,6 +449,8 @@ class Map:
             tuple(first + step * k for k in range(count))
             for first, step, count in zip(kernel.first, kernel.dilations, kernel.shape, strict=True)
         )
+        if self.geometry.taps == grid:
+            return self.weight
         dense = np.zeros((*self.weight.shape[:2], *kernel.shape))
         dense[_grid(self.geometry.taps, grid)] = self.weight
         return dense

@@ -178,16 +178,17 @@ def optimize(
             tuned = _tuned(source, options)
             folds, refusals = tuned.folds, tuned.refusals
     latency, untimed = tuned.latency if tuned else None, options.bench
-    verification = None
+    verification, ran = None, None
     status = "folded" if folds else "unchanged"
     if folds and options.verify:
         with clock.stage("verify"):
-            verification = _verify(source, options, folds, clock.progress)
+            verification, ran = _verify(source, options, folds, clock.progress)
         if verification.verdict == "rejected" and len(folds) > 1:
             with clock.stage("roll back"):
                 skipped = tuned.skipped if tuned else ()
                 counting.facts = None
-                folds, refusals, verification = _rolled_back(source, options, folds, refusals, verification, skipped)
+                left = _rolled_back(source, options, folds, refusals, verification, skipped)
+                folds, refusals, verification, ran = left
                 latency, untimed = None, options.bench or options.tune
         status = {"verified": "folded"}.get(verification.verdict, verification.verdict)
     good = status in ("folded", "unchanged") or (status == "unverified" and options.allow_unverified)
@@ -202,6 +203,7 @@ def optimize(
                 source.model,
                 source,
                 changed=bool(folds),
+                ran=ran,
                 external=options.external_data,
                 follow_symlinks=options.follow_symlinks,
                 check=_loading(verification, options),
@@ -410,23 +412,23 @@ def _rolled_back(
     refusals: list[records.Refusal],
     rejection: records.Verification,
     skipped: Collection[Place],
-) -> tuple[list[records.Fold], list[records.Refusal], records.Verification]:
+) -> tuple[list[records.Fold], list[records.Refusal], records.Verification, bytes | None]:
     """Fold a rejected model again without the folds that cause it; return what was done then, and the verdict on it.
 
-    Where no folds can be found without which the rest passes, all stays as it was. ``skipped`` was not folded before.
+    And the bytes that were verified, as of :func:`_verify`. Where no folds can be found without which the rest passes, all stays as it was. ``skipped`` was not folded before.
     """
     every = [(fold.scope, fold.output) for fold in folds]
     left: Folded = folds, refusals
-    verification = rejection
+    verification, ran = rejection, None
 
     def refold(kept: Collection[Place]) -> Folded:
         source.model.CopyFrom(source.fresh())
         return _fold_all(source, options, Clock(), {*every, *skipped} - set(kept))
 
     def passes(kept: Collection[Place]) -> bool:
-        nonlocal left, verification
+        nonlocal left, verification, ran
         left = refold(kept)
-        verification = _verify(source, options, left[0])
+        verification, ran = _verify(source, options, left[0])
         if verification.verdict == "unverified":
             raise rollback.Undecided
         return bool(left[0]) and verification.verdict == "verified"
@@ -434,9 +436,9 @@ def _rolled_back(
     bad = rollback.culprits(every, _blamed(source, options, folds), passes)
     if not bad:
         refold(every)
-        return folds, refusals, rejection
+        return folds, refusals, rejection, None
     lost = [fold for fold in folds if (fold.scope, fold.output) in bad]
-    return left[0], [*left[1], *(_taken_back(fold, rejection) for fold in lost)], verification
+    return left[0], [*left[1], *(_taken_back(fold, rejection) for fold in lost)], verification, ran
 
 
 def _blamed(source: files.ModelFile, options: Options, folds: Sequence[records.Fold]) -> list[Place]:
@@ -519,18 +521,24 @@ def _verify(
     options: Options,
     folds: Sequence[records.Fold],
     progress: Callable[[str], None] = lambda stage: None,
-) -> records.Verification:
-    """Check the folded message of a source against the bytes that were read."""
+) -> tuple[records.Verification, bytes | None]:
+    """Check the folded message of a source against the bytes that were read.
+
+    Return what was found, and the bytes of the message if those themselves were run and are verified.
+    """
     from onnxrep.proof.check import Verdict
 
-    fault = _checker_fault(source)
+    original = source.fresh()
+    before, after = _sides(source, original)
+    fault = _checker_fault(before, after)
     if fault:
         reason = f"onnx.checker refuses the folded model: {fault}"
-        return _verification_record(Verdict("rejected", reason, provider=options.provider))
-    original = source.fresh()
+        return _verification_record(Verdict("rejected", reason, provider=options.provider)), None
     validity.check(original, "the original")
     made = [fold.output for fold in folds if not fold.scope]
-    return _check(*_sides(source, original), options, made, progress)
+    found = _check(before, after, options, made, progress)
+    itself = found.verdict == "verified" and "all" in found.levels and after.serialized is after.message
+    return found, after.message if itself else None
 
 
 def _sides(source: files.ModelFile, original: onnx.ModelProto) -> tuple[Side, Side]:
@@ -540,13 +548,13 @@ def _sides(source: files.ModelFile, original: onnx.ModelProto) -> tuple[Side, Si
     return Side(original, source.data, source.folder), Side(source.model, None, source.folder)
 
 
-def _checker_fault(source: files.ModelFile) -> str:
+def _checker_fault(before: Side, after: Side) -> str:
     """Say what onnx.checker has against the folded model that it does not have against the original."""
     try:
-        onnx.checker.check_model(source.model)
+        onnx.checker.check_model(after.message)
     except Exception as error:  # noqa: BLE001  the checker raises what it likes
         try:
-            onnx.checker.check_model(source.data)
+            onnx.checker.check_model(before.message)
         except Exception:  # noqa: BLE001
             return ""
         return str(error).splitlines()[0]

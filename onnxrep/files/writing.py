@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import EncodeError
 
 from onnxrep.errors import InvalidModel, OutputError
 from onnxrep.files.external import Folder, Piece, Stamp, check_tensors
@@ -27,6 +27,7 @@ ALIGNMENT = 4096
 """External tensors start at multiples of this, so that a runtime can map them."""
 
 _SMALL = 1024
+_CHUNK = 1 << 20
 _DIGITS = (12, 64)
 """How much of its content's hash a data file has in its name: all of it where the short name is taken."""
 _HASH = rf"([0-9a-f]{{{_DIGITS[0]}}}|[0-9a-f]{{{_DIGITS[1]}}})"
@@ -38,6 +39,7 @@ def write(
     source: ModelFile,
     *,
     changed: bool = True,
+    ran: bytes | None = None,
     external: bool = False,
     follow_symlinks: bool = False,
     check: Callable[[Path], None] = lambda path: None,
@@ -53,9 +55,11 @@ def write(
         model: what to write.
         source: where ``model`` came from.
         changed: whether ``model`` differs from the source; if not, and nothing moves, the source's bytes are written.
+        ran: the bytes of ``model`` if it was run from them already.
         external: put every tensor of 1 KiB or more into the data file.
         follow_symlinks: write through a link at ``target`` instead of refusing it.
-        check: called with the path of the complete temporary model before it takes the target's place; may raise.
+        check: called with the path of the complete temporary model before it takes the target's place, unless all of it
+            is ``ran``; may raise.
 
     Raises:
         OutputError: the disk is full, the folder not writable, or the source's data changed; what was at ``target`` is
@@ -71,16 +75,17 @@ def write(
         if _to_move(model, source, target, external):
             copy = onnx.ModelProto()
             copy.CopyFrom(model)
-            model, changed = copy, True
+            model, changed, ran = copy, True, None
             data_file = _write_data(target, _to_move(model, source, target, external), source.folder, undo)
-        data = _serialized(model, target) if changed else source.data
+        data = source.data if not changed else ran or _serialized(model, target)
         with temporary(target.parent) as (file, name):
             file.write(data)
             settle(file)
             _check_source(source, target)
-            _check_written(Path(name), data, target)
-            check(Path(name))
-            _check_source(source, target)  # what was checked meanwhile took its time
+            _check_written(Path(name), data, model, target)
+            if data is not ran or any(map(is_external, tensors(model))):
+                check(Path(name))
+                _check_source(source, target)  # what was checked meanwhile took its time
             os.replace(name, target)
         settle_folder(target.parent)
     _remove_unused(older, target)
@@ -112,14 +117,16 @@ def _serialized(model: onnx.ModelProto, target: Path) -> bytes:
     raise OutputError(f"{target}: the model is larger than 2 GiB; --external-data keeps its weights apart")
 
 
-def _check_written(path: Path, data: bytes, target: Path) -> None:
+def _check_written(path: Path, data: bytes, model: onnx.ModelProto, target: Path) -> None:
     """Read the complete temporary model back: the same bytes, and every reference leads to data that is there."""
-    written = path.read_bytes()
-    if written != data:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        same = size == len(data) and all(file.read(_CHUNK) == data[i : i + _CHUNK] for i in range(0, size, _CHUNK))
+    if not same:
         raise OutputError(f"{target}: what was written does not read back the same")
     try:
-        check_tensors(onnx.ModelProto.FromString(written), Folder(target.resolve().parent), str(target))
-    except (InvalidModel, DecodeError) as error:
+        check_tensors(model, Folder(target.resolve().parent), str(target))
+    except InvalidModel as error:
         raise OutputError(f"{target}: what was written cannot be used ({error}); nothing there was changed") from None
 
 

@@ -69,18 +69,30 @@ class Side:
     folder: files.Folder | None
 
     @cached_property
-    def serialized(self) -> bytes:
-        """The bytes of the model, as ONNX Runtime can read them: it follows no links.
+    def message(self) -> bytes:
+        """The bytes of the model.
 
         Raises:
             CannotRun: it is larger than a protobuf message may be.
 
         """
-        if self.data is None and self.model.ByteSize() > LARGEST_MESSAGE:
+        if self.data is not None:
+            return self.data
+        if self.model.ByteSize() > LARGEST_MESSAGE:
             raise CannotRun("the model is larger than 2 GiB; keep its weights in external data")
+        return self.model.SerializeToString(deterministic=True)
+
+    @cached_property
+    def serialized(self) -> bytes:
+        """The bytes of the model, as ONNX Runtime can read them: it follows no links.
+
+        Raises:
+            CannotRun: see :attr:`message`.
+
+        """
         if self.folder is not None and self.folder.cache is not None:
             return self.folder.unlinked(self.model).SerializeToString()
-        return self.model.SerializeToString() if self.data is None else self.data
+        return self.message
 
     def with_outputs(self, names: Iterable[str]) -> bytes:
         """Return the bytes of the model with these values as outputs too: what is appended to a message adds to it."""

@@ -6,8 +6,11 @@ import math
 import re
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import onnx
+from numpy.typing import NDArray
 
 from onnxrep import files, machine
 from onnxrep.errors import OutputError
@@ -15,8 +18,8 @@ from onnxrep.proof.errors import CannotRun, NoTwin
 from onnxrep.proof.sessions import Runtime, Session
 from onnxrep.proof.twin import FLOATS, MARK, Twin
 
-INLINE_LIMIT = 1 << 30
-"""Bytes of float64 weights that may lie inside the twin's message; protobuf itself ends at 2 GiB."""
+MEMORY_LIMIT = 1 << 30
+"""Bytes of float64 weights that may lie in memory."""
 
 _MOST_ISLANDS = 24
 _DOUBLE = 8
@@ -67,19 +70,33 @@ def _session(
         NoTwin: there is none.
 
     """
-    if size <= INLINE_LIMIT:
-        twin = Twin(model, folder, forced, shapes, moved=moved)
-        return runtime.session(twin.model, "off", reuse_memory=False), twin.islands
+    if size <= MEMORY_LIMIT:
+        held: dict[str, NDArray[Any]] = {}
+        twin = Twin(model, folder, forced, shapes, lambda *weight: _hold(held, *weight), moved=moved)
+        return runtime.session(twin.model, "off", reuse_memory=False, weights=held), twin.islands
     with machine.scratch() as name:
         free = shutil.disk_usage(name).free
         if size > free:
             raise NoTwin(f"its weights take {size / 2**30:.0f} GiB in {name}, where {free / 2**30:.0f} GiB are free")
         try:
             with (name / "weights").open("wb") as file:
-                twin = Twin(model, folder, forced, shapes, file, moved=moved)
+                twin = Twin(model, folder, forced, shapes, lambda *weight: _append(file, *weight), moved=moved)
         except OSError as error:
             if isinstance(error, OutputError):
                 raise
             raise NoTwin(f"its weights cannot be kept in {name}: {error.strerror or error}") from None
         session = runtime.session(twin.model, "off", files.Folder(name), reuse_memory=False)
         return session, twin.islands
+
+
+def _hold(held: dict[str, NDArray[Any]], tensor: onnx.TensorProto, values: NDArray[Any]) -> None:
+    """Keep a tensor's values in memory, under its name."""
+    files.refer(tensor, "memory", 0)
+    held[tensor.name] = values
+
+
+def _append(file: BinaryIO, tensor: onnx.TensorProto, values: NDArray[Any]) -> None:
+    """Append a tensor's values to a file in the folder of the model."""
+    file.write(bytes(-file.tell() % files.ALIGNMENT))
+    files.refer(tensor, Path(file.name).name, file.tell())
+    file.write(values.data)

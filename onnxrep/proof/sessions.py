@@ -80,13 +80,15 @@ class Runtime:
         alone: bool = False,
         flush: bool = False,
         profile: Path | None = None,
+        weights: Mapping[str, NDArray[Any]] | None = None,
     ) -> Session:
         """Return a session; external data of a model that is no path is looked for in the root of ``folder``.
 
         ``reuse_memory=False`` spares graphs of many thousand nodes ONNX Runtime's quadratic planning of buffers; with
         ``alone`` no node may be left to the CPU instead of the provider. ``flush`` makes zeros of denormal numbers,
         which cost the CPU a hundred times as much as others. With ``profile``, the time of each node is written to a
-        file whose path begins so; :meth:`Session.profile` ends it.
+        file whose path begins so; :meth:`Session.profile` ends it. ``weights``: initializers of the graph that the model
+        declares as external data; they are used where they are, not copied.
 
         Raises:
             CannotRun: ONNX Runtime does not load the model.
@@ -112,6 +114,10 @@ class Runtime:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.root))
         name = PROVIDERS[self.provider]
         settings: dict[str, Any] = {}
+        values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in (weights or {}).items()}
+        for initializer, value in values.items():
+            options.add_initializer(initializer, value)  # alone it would be looked for in a file as well
+        options.add_external_initializers(list(values), list(values.values()))
         if self.provider == "cuda":
             settings = {"use_tf32": int(self.tf32), "cudnn_conv_algo_search": "HEURISTIC"}
         try:
@@ -126,14 +132,15 @@ class Runtime:
                 f"provider {self.provider!r} was asked for, but ONNX Runtime fell back to "
                 f"{', '.join(session.get_providers())}; check the CUDA and cuDNN libraries"
             )
-        return Session(session, self.provider)
+        return Session(session, self.provider, (weights, values))
 
 
 class Session:
     """A loaded model."""
 
-    def __init__(self, session: Any, provider: str = "cpu") -> None:
-        self._session, self._device = session, provider
+    def __init__(self, session: Any, provider: str = "cpu", kept: object = None) -> None:
+        """``kept``: what must live as long as the session."""
+        self._session, self._device, self._kept = session, provider, kept
         self.inputs: tuple[tuple[str, str, tuple[Any, ...]], ...] = tuple(
             (i.name, i.type, tuple(i.shape or ())) for i in session.get_inputs()
         )

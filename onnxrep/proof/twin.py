@@ -7,9 +7,8 @@ in double. What can neither run nor be lowered becomes a float32 *island* betwee
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -42,6 +41,9 @@ _FAR = int(np.iinfo(np.int64).max)
 _LARGE = 1 << 16
 """Bytes from which on a weight may be kept apart."""
 
+Keep = Callable[[onnx.TensorProto, NDArray[Any]], None]
+"""Keeps the values of a tensor, and makes the tensor refer to them."""
+
 MARK = "|kept"
 """Ends the op type in the names of nodes that were taken over: ONNX Runtime's complaints then name the op."""
 
@@ -63,7 +65,7 @@ class Twin:
         folder: files.Folder | None,
         islands: frozenset[str] = frozenset(),
         shapes: Mapping[str, tuple[int, ...]] | None = None,
-        apart: BinaryIO | None = None,
+        apart: Keep | None = None,
         *,
         moved: bool = False,
     ) -> None:
@@ -74,7 +76,7 @@ class Twin:
             folder: where its external data lies.
             islands: op types to leave in float32 besides those known to have no double kernel.
             shapes: fixed input shapes, where a lowering needs to know sizes.
-            apart: takes the large weights, which the message then refers to by this file's name.
+            apart: takes the large weights of the main graph, and makes the message refer to them.
             moved: move each weight at random by at most one rounding of its own type.
 
         Raises:
@@ -95,6 +97,7 @@ class Twin:
         self.model.ir_version = max(source.ir_version, 8)
         self.model.opset_import.extend(source.opset_import)
         self.model.graph.name = "twin"
+        self._main = self.model.graph
         self.types: dict[str, int] = {}
         self.dims: dict[str, tuple[int | None, ...]] = {}
         self._arrays: dict[str, NDArray[np.float64]] = {}
@@ -103,7 +106,7 @@ class Twin:
         self._counts: dict[str, int] = {}
         for scope in view.scopes:
             self._learn(scope.proto, inferred.get(id(scope)))
-        self.graph(source.graph, self.model.graph)
+        self.graph(source.graph, self._main)
         self._add_used_initializers()
         self.islands = sorted(self.found)
 
@@ -172,12 +175,10 @@ class Twin:
         """Add an initializer."""
         kind = helper.np_dtype_to_tensor_dtype(values.dtype)
         tensor = graph.initializer.add(name=name, data_type=kind, dims=values.shape)
-        if self._apart is None or values.nbytes < _LARGE:
+        if self._apart is None or values.nbytes < _LARGE or graph is not self._main:
             tensor.raw_data = values.tobytes()
-            return
-        self._apart.write(bytes(-self._apart.tell() % files.ALIGNMENT))
-        files.refer(tensor, Path(self._apart.name).name, self._apart.tell())
-        self._apart.write(np.ascontiguousarray(values).data)
+        else:
+            self._apart(tensor, np.ascontiguousarray(values))
 
     def array(self, name: str) -> NDArray[np.float64] | None:
         """Return an initializer that holds floats, in double; None for any other value."""
@@ -188,7 +189,7 @@ class Twin:
         if self._moved and name in self._weights:
             rng = np.random.default_rng(zlib.crc32(name.encode()))
             values = values * (1.0 + ROUNDOFF[tensor.data_type] * rng.uniform(-1.0, 1.0, values.shape))
-        if self._apart is None:  # a model so large that weights are kept apart does not fit into memory twice
+        if self._apart is None:  # what is kept apart must not lie in memory twice
             self._arrays[name] = values
         return values
 
@@ -300,8 +301,8 @@ class Writer:
         known = self.array(name)
         count = blocks[3]
         if known is not None:
-            cut = known.reshape(blocks)
-            return [self.constant(cut[..., k]) for k in range(count)]
+            cut = np.ascontiguousarray(np.moveaxis(known.reshape(blocks), 3, 0))
+            return [self.constant(matrix) for matrix in cut]
         moved = self.rearranged(name, blocks, [3, 0, 1, 2], [count, *blocks[:3]])
         shape = self.integers(blocks[:3])
         return [self.op("Reshape", self.slice(moved, [k], [k + 1], [0], [1]), shape) for k in range(count)]
