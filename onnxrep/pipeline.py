@@ -114,6 +114,24 @@ class Result:
         return gs.import_onnx(self.model)
 
 
+@dataclass(frozen=True)
+class _Checked:
+    """What the end-to-end check found, if it was run, and the model's bytes if those themselves were run and passed."""
+
+    record: records.Verification | None
+    ran: bytes | None = None
+
+    @property
+    def verdict(self) -> str:
+        """See :class:`records.Verification`; empty if it was not run."""
+        return self.record.verdict if self.record else ""
+
+    @property
+    def reason(self) -> str:
+        """Why it did not pass."""
+        return self.record.reason if self.record else ""
+
+
 def optimize(
     model: ModelLike,
     output: str | Path | None = None,
@@ -178,19 +196,18 @@ def optimize(
             tuned = _tuned(source, options)
             folds, refusals = tuned.folds, tuned.refusals
     latency, untimed = tuned.latency if tuned else None, options.bench
-    verification, ran = None, None
+    checked = _Checked(None)
     status = "folded" if folds else "unchanged"
     if folds and options.verify:
         with clock.stage("verify"):
-            verification, ran = _verify(source, options, folds, clock.progress)
-        if verification.verdict == "rejected" and len(folds) > 1:
+            checked = _verify(source, options, folds, clock.progress)
+        if checked.verdict == "rejected" and len(folds) > 1:
             with clock.stage("roll back"):
                 skipped = tuned.skipped if tuned else ()
                 counting.facts = None
-                left = _rolled_back(source, options, folds, refusals, verification, skipped)
-                folds, refusals, verification, ran = left
+                folds, refusals, checked = _rolled_back(source, options, folds, refusals, checked, skipped)
                 latency, untimed = None, options.bench or options.tune
-        status = {"verified": "folded"}.get(verification.verdict, verification.verdict)
+        status = {"verified": "folded"}.get(checked.verdict, checked.verdict)
     good = status in ("folded", "unchanged") or (status == "unverified" and options.allow_unverified)
     if untimed and folds and good and latency is None:
         with clock.stage("bench"):
@@ -203,10 +220,10 @@ def optimize(
                 source.model,
                 source,
                 changed=bool(folds),
-                ran=ran,
+                ran=checked.ran,
                 external=options.external_data,
                 follow_symlinks=options.follow_symlinks,
-                check=_loading(verification, options),
+                check=_loading(checked.record, options),
             )
     report = Report(
         status,
@@ -220,7 +237,7 @@ def optimize(
         files.weight_bytes(source.model),
         tuple(folds),
         tuple(refusals),
-        verification,
+        checked.record,
         clock.seconds,
         versions(),
         _given(options),
@@ -410,35 +427,35 @@ def _rolled_back(
     options: Options,
     folds: list[records.Fold],
     refusals: list[records.Refusal],
-    rejection: records.Verification,
+    rejection: _Checked,
     skipped: Collection[Place],
-) -> tuple[list[records.Fold], list[records.Refusal], records.Verification, bytes | None]:
+) -> tuple[list[records.Fold], list[records.Refusal], _Checked]:
     """Fold a rejected model again without the folds that cause it; return what was done then, and the verdict on it.
 
-    And the bytes that were verified, as of :func:`_verify`. Where no folds can be found without which the rest passes, all stays as it was. ``skipped`` was not folded before.
+    Where no folds can be found without which the rest passes, all stays as it was. ``skipped`` was not folded before.
     """
     every = [(fold.scope, fold.output) for fold in folds]
     left: Folded = folds, refusals
-    verification, ran = rejection, None
+    checked = rejection
 
     def refold(kept: Collection[Place]) -> Folded:
         source.model.CopyFrom(source.fresh())
         return _fold_all(source, options, Clock(), {*every, *skipped} - set(kept))
 
     def passes(kept: Collection[Place]) -> bool:
-        nonlocal left, verification, ran
+        nonlocal left, checked
         left = refold(kept)
-        verification, ran = _verify(source, options, left[0])
-        if verification.verdict == "unverified":
+        checked = _verify(source, options, left[0])
+        if checked.verdict == "unverified":
             raise rollback.Undecided
-        return bool(left[0]) and verification.verdict == "verified"
+        return bool(left[0]) and checked.verdict == "verified"
 
     bad = rollback.culprits(every, _blamed(source, options, folds), passes)
     if not bad:
         refold(every)
-        return folds, refusals, rejection, None
+        return folds, refusals, rejection
     lost = [fold for fold in folds if (fold.scope, fold.output) in bad]
-    return left[0], [*left[1], *(_taken_back(fold, rejection) for fold in lost)], verification, ran
+    return left[0], [*left[1], *(_taken_back(fold, rejection.reason) for fold in lost)], checked
 
 
 def _blamed(source: files.ModelFile, options: Options, folds: Sequence[records.Fold]) -> list[Place]:
@@ -458,10 +475,10 @@ def _blamed(source: files.ModelFile, options: Options, folds: Sequence[records.F
     return [("", printable(output)) for output in found]
 
 
-def _taken_back(fold: records.Fold, rejection: records.Verification) -> records.Refusal:
+def _taken_back(fold: records.Fold, reason: str) -> records.Refusal:
     """Return the record of a fold that was not kept."""
     node = records.Node(fold.removed[-1].name, fold.removed[-1].op)
-    detail = f"{fold.output}: {rejection.reason}"
+    detail = f"{fold.output}: {reason}"
     return records.Refusal(node, fold.scope, "taken-back", reasons.REASONS["taken-back"], detail)
 
 
@@ -521,11 +538,8 @@ def _verify(
     options: Options,
     folds: Sequence[records.Fold],
     progress: Callable[[str], None] = lambda stage: None,
-) -> tuple[records.Verification, bytes | None]:
-    """Check the folded message of a source against the bytes that were read.
-
-    Return what was found, and the bytes of the message if those themselves were run and are verified.
-    """
+) -> _Checked:
+    """Check the folded message of a source against the bytes that were read."""
     from onnxrep.proof.check import Verdict
 
     original = source.fresh()
@@ -533,12 +547,12 @@ def _verify(
     fault = _checker_fault(before, after)
     if fault:
         reason = f"onnx.checker refuses the folded model: {fault}"
-        return _verification_record(Verdict("rejected", reason, provider=options.provider)), None
+        return _Checked(_verification_record(Verdict("rejected", reason, provider=options.provider)))
     validity.check(original, "the original")
     made = [fold.output for fold in folds if not fold.scope]
     found = _check(before, after, options, made, progress)
     itself = found.verdict == "verified" and "all" in found.levels and after.serialized is after.message
-    return found, after.message if itself else None
+    return _Checked(found, after.message if itself else None)
 
 
 def _sides(source: files.ModelFile, original: onnx.ModelProto) -> tuple[Side, Side]:

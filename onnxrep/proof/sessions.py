@@ -87,8 +87,8 @@ class Runtime:
         ``reuse_memory=False`` spares graphs of many thousand nodes ONNX Runtime's quadratic planning of buffers; with
         ``alone`` no node may be left to the CPU instead of the provider. ``flush`` makes zeros of denormal numbers,
         which cost the CPU a hundred times as much as others. With ``profile``, the time of each node is written to a
-        file whose path begins so; :meth:`Session.profile` ends it. ``weights``: initializers of the graph that the model
-        declares as external data; they are used where they are, not copied.
+        file whose path begins so; :meth:`Session.profile` ends it. ``weights``: initializers that the model declares
+        as external data, by name; they are used where they are, not copied.
 
         Raises:
             CannotRun: ONNX Runtime does not load the model.
