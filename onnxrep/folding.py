@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from onnxrep import files, reasons, validity
+from onnxrep import blas, files, reasons, validity
 from onnxrep.commute import COMMUTED, Commutation, Commuter
 from onnxrep.constants import Constants
 from onnxrep.emit import Emitter
@@ -138,7 +138,8 @@ def fold(
         node = records.Node("(graph)", "")
         detail = f"opset {opset}; convert the model to opset {OLDEST_OPSET} or later"
         return [], [records.Refusal(node, "", "old-opset", reasons.REASONS["old-opset"], detail)]
-    return _Folding(proto, folder, clock or Clock(), skipped, selection, provider, watch).run()
+    with blas.single():
+        return _Folding(proto, folder, clock or Clock(), skipped, selection, provider, watch).run()
 
 
 class _Folding:

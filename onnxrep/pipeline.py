@@ -25,8 +25,9 @@ from onnxrep.totals import totals
 
 if TYPE_CHECKING:
     from onnxrep.lift import Facts
-    from onnxrep.proof.check import Side, Verdict
+    from onnxrep.proof.check import Verdict
     from onnxrep.proof.inputs import Wishes
+    from onnxrep.proof.sides import Side
     from onnxrep.tuning.whole import Tuned
 
 Folded: TypeAlias = "tuple[list[records.Fold], list[records.Refusal]]"
@@ -328,7 +329,7 @@ def verify(before: ModelLike, after: ModelLike, options: Options | None = None) 
     """
     options = options or Options()
     _runtime(options).check()
-    from onnxrep.proof.check import Side
+    from onnxrep.proof.sides import Side
 
     old, new = load(before, options.hf_cache), load(after, options.hf_cache)
     return _check(Side(old.model, old.data, old.folder), Side(new.model, new.data, new.folder), options)
@@ -362,7 +363,7 @@ def bench(
     options = options or Options(threads=1)
     runtime = _runtime(options)
     runtime.check()
-    from onnxrep.proof.check import Side
+    from onnxrep.proof.sides import Side
     from onnxrep.timing.compare import compare
     from onnxrep.timing.rounds import Budget
 
@@ -376,7 +377,7 @@ def bench(
 
 def _tuned(source: files.ModelFile, options: Options) -> Tuned:
     """Fold a source's message anew, so that it is fastest."""
-    from onnxrep.proof.check import Side
+    from onnxrep.proof.sides import Side
     from onnxrep.tuning.cache import Cache
     from onnxrep.tuning.tune import Tuner
     from onnxrep.tuning.whole import compared, tune
@@ -557,7 +558,7 @@ def _verify(
 
 def _sides(source: files.ModelFile, original: onnx.ModelProto) -> tuple[Side, Side]:
     """Return the original and the folded message as sides of a check."""
-    from onnxrep.proof.check import Side
+    from onnxrep.proof.sides import Side
 
     return Side(original, source.data, source.folder), Side(source.model, None, source.folder)
 

@@ -23,6 +23,7 @@ from onnxrep.graph import Edit
 from onnxrep.proof import check
 from onnxrep.proof.certificate import Certificate
 from onnxrep.proof.inputs import Wishes
+from onnxrep.proof.sides import Side
 from tests.tools import RUNTIME, copy
 
 WIDTH = 8
@@ -279,7 +280,7 @@ def folded_wrong(
 
 def verdict(before: onnx.ModelProto, after: onnx.ModelProto) -> str:
     """Judge two models end to end."""
-    sides = (check.Side(m, None, None) for m in (before, after))
+    sides = (Side(m, None, None) for m in (before, after))
     return check.check(*sides, RUNTIME, Wishes({"x": (1, 3, 12, 12)}, None)).verdict
 
 

@@ -19,11 +19,11 @@ from onnxrep.pipeline import Options
 from onnxrep.plan import numbers
 from onnxrep.proof.blame import suspects
 from onnxrep.proof.certificate import certify
-from onnxrep.proof.check import Side
 from onnxrep.proof.inputs import Wishes
 from onnxrep.proof.program import Program
 from onnxrep.proof.semantics import CannotEvaluate, IllegalSize
 from onnxrep.proof.sessions import Runtime
+from onnxrep.proof.sides import Side
 from tests import mutants, oracle
 from tests.regions import random_case
 from tests.strategies import random_region

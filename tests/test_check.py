@@ -19,6 +19,7 @@ from onnxrep.folding import fold
 from onnxrep.proof import check, inputs, judge, sessions
 from onnxrep.proof.inputs import index_limits
 from onnxrep.proof.sessions import Runtime
+from onnxrep.proof.sides import Side
 from onnxrep.proof.twin import Twin
 from tests.tools import copy, run
 
@@ -615,4 +616,4 @@ def test_an_early_verdict_says_nothing_of_a_twin_that_judged_nothing(monkeypatch
 
 
 def _side(model):
-    return check.Side(model, model.SerializeToString(), None)
+    return Side(model, model.SerializeToString(), None)

@@ -18,9 +18,9 @@ from models.net import Net
 from onnxrep.cli import main
 from onnxrep.errors import UnsupportedModel
 from onnxrep.folding import fold
-from onnxrep.proof.check import Side
 from onnxrep.proof.inputs import Wishes
 from onnxrep.proof.sessions import Runtime
+from onnxrep.proof.sides import Side
 from onnxrep.report import latency
 from onnxrep.tuning.cache import Cache, default_folder, fingerprint
 from onnxrep.tuning.regions import is_unclear, spots

@@ -7,16 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from onnxrep import __version__
+from onnxrep import __version__, blas
 from onnxrep.cli import batch, bench, inspect, optimize, verify
 from onnxrep.cli.shared import Parser, complain
 from onnxrep.errors import OnnxrepError
 
 INTERRUPTED = 130
-
-BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-"""Read by numpy when it is loaded. Its products are small, and its threads wait for work by spinning: on a busy machine
-they took ten times as long. Proofs run side by side instead, and ONNX Runtime has threads of its own."""
 
 _GARBAGE = 100_000, 20, 100
 """New objects, and rounds, after which Python looks for cycles: models are many objects and hardly any cycle."""
@@ -25,8 +21,7 @@ _GARBAGE = 100_000, 20, 100
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0 done, 1 a model failed, 2 usage, 130 interrupted."""
     options = parser().parse_args(arguments)
-    for name in BLAS_THREADS:
-        os.environ.setdefault(name, "1")
+    blas.set_default()
     gc.set_threshold(*_GARBAGE)
     try:
         code: int = options.run(options)

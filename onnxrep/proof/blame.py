@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from onnxrep.proof.check import LEVELS, Side, roundoff_of
+from onnxrep.proof.check import LEVELS
 from onnxrep.proof.errors import CannotRun, NoTwin
 from onnxrep.proof.inputs import CONSTANT_SETS, Wishes, cropped, index_limits, input_sets, seed_of
 from onnxrep.proof.judge import OutputFigures, compare, settle
 from onnxrep.proof.parts import part, places_of
 from onnxrep.proof.reference import session_of_twin
 from onnxrep.proof.sessions import Runtime
+from onnxrep.proof.sides import Side, roundoff_of
 
 _SKIPPED = (*CONSTANT_SETS, "uniform")
 """Input sets that show nothing here that the others do not."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -38,7 +37,8 @@ from onnxrep.proof.judge import OutputFigures, compare, settle
 from onnxrep.proof.memory import budget, needed
 from onnxrep.proof.reference import session_of_twin
 from onnxrep.proof.sessions import LARGEST_MESSAGE, Level, Runtime, Session
-from onnxrep.proof.twin import FLOATS, RANDOM, Twin, operators
+from onnxrep.proof.sides import Side, interface_fault, roundoff_of
+from onnxrep.proof.twin import RANDOM, Twin, operators
 
 LEVELS: tuple[Level, ...] = ("off", "all")
 
@@ -58,48 +58,6 @@ NO_MEMORY = "not enough memory"
 
 _Kind = Literal["original", "moved", "new"]
 """A twin: of the original, of the original with each weight moved by up to one rounding, of the new model."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the two models: its message, its bytes if they are at hand, and where its external data lies."""
-
-    model: onnx.ModelProto
-    data: bytes | None
-    folder: files.Folder | None
-
-    @cached_property
-    def message(self) -> bytes:
-        """The bytes of the model.
-
-        Raises:
-            CannotRun: it is larger than a protobuf message may be.
-
-        """
-        if self.data is not None:
-            return self.data
-        if self.model.ByteSize() > LARGEST_MESSAGE:
-            raise CannotRun("the model is larger than 2 GiB; keep its weights in external data")
-        return self.model.SerializeToString(deterministic=True)
-
-    @cached_property
-    def serialized(self) -> bytes:
-        """The bytes of the model, as ONNX Runtime can read them: it follows no links.
-
-        Raises:
-            CannotRun: see :attr:`message`.
-
-        """
-        if self.folder is not None and self.folder.cache is not None:
-            return self.folder.unlinked(self.model).SerializeToString()
-        return self.message
-
-    def with_outputs(self, names: Iterable[str]) -> bytes:
-        """Return the bytes of the model with these values as outputs too: what is appended to a message adds to it."""
-        more = onnx.ModelProto()
-        for name in names:
-            more.graph.output.add(name=name)
-        return self.serialized + more.SerializeToString() if more.graph.output else self.serialized
 
 
 @dataclass(frozen=True)
@@ -165,24 +123,6 @@ def check(
         return Verdict("rejected", f"interface: {fault}", provider=runtime.provider)
     wishes = replace(wishes, ranges={**declared_ranges(before.model), **wishes.ranges})
     return _Check(before, after, runtime, wishes, folded, progress).verdict()
-
-
-def interface_fault(before: onnx.ModelProto, after: onnx.ModelProto) -> str:
-    """Say how the interfaces of two models differ: names, order, types, declared shapes; empty if they do not."""
-    for kind in ("input", "output"):
-        old, new = _interface(before, kind), _interface(after, kind)
-        if [v.name for v in old] != [v.name for v in new]:
-            return f"{kind}s {[v.name for v in new]} instead of {[v.name for v in old]}"
-        for a, b in zip(old, new, strict=True):
-            if a.type != b.type:
-                return f"{kind} {printable(a.name)} is declared with another type or shape"
-    return ""
-
-
-def _interface(model: onnx.ModelProto, kind: str) -> list[onnx.ValueInfoProto]:
-    """Return the inputs or outputs that a caller sees."""
-    hidden = {t.name for t in model.graph.initializer} if kind == "input" and model.ir_version < 4 else set()
-    return [v for v in getattr(model.graph, kind) if v.name not in hidden]
 
 
 @dataclass(frozen=True)
@@ -548,11 +488,3 @@ def _same(first: Any, second: Any) -> bool:
     """Whether two results are bitwise equal, NaN included."""
     a, b = np.asarray(first), np.asarray(second)
     return a.shape == b.shape and a.tobytes() == b.tobytes()
-
-
-def roundoff_of(before: onnx.ModelProto, after: onnx.ModelProto) -> float:
-    """Return the unit roundoff of the coarsest type among the outputs and the weights that only the new model has."""
-    known = {t.name for t in files.tensors(before)}
-    kinds: set[int] = {t.data_type for t in files.tensors(after) if t.data_type in FLOATS and t.name not in known}
-    kinds |= {v.type.tensor_type.elem_type for v in after.graph.output if v.type.tensor_type.elem_type in FLOATS}
-    return max((judge.ROUNDOFF[k] for k in kinds), default=judge.ROUNDOFF[onnx.TensorProto.FLOAT])

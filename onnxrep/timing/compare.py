@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from onnxrep import machine
 from onnxrep.errors import UnsupportedModel, UsageError
 from onnxrep.escape import printable
-from onnxrep.proof.check import Side
 from onnxrep.proof.errors import CannotRun, NoInput
 from onnxrep.proof.inputs import Wishes, describe, index_limits, usual_feeds
 from onnxrep.proof.sessions import Feeds, Runtime, Session
+from onnxrep.proof.sides import Side
 from onnxrep.report.records import Comparison, Timing
 from onnxrep.timing.profile import time_per_op
 from onnxrep.timing.rounds import Budget, Progress, repeats_for, timed_rounds, warm_up

@@ -10,8 +10,8 @@ from statistics import median
 from typing import Any
 
 from onnxrep import machine
-from onnxrep.proof.check import Side
 from onnxrep.proof.sessions import Feeds, Runtime
+from onnxrep.proof.sides import Side
 
 _RUNS, _WARM_UP = 8, 3
 _KERNEL = "_kernel_time"

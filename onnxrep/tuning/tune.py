@@ -13,10 +13,10 @@ import onnxruntime
 from onnxrep import machine
 from onnxrep.escape import printable
 from onnxrep.folding import Place
-from onnxrep.proof.check import Side
 from onnxrep.proof.errors import CannotRun
 from onnxrep.proof.inputs import Wishes, index_limits, usual_feeds
 from onnxrep.proof.sessions import Feeds, Runtime
+from onnxrep.proof.sides import Side
 from onnxrep.report.records import Decision, Fold
 from onnxrep.timing.rounds import Budget, repeats_for, timed_rounds, warm_up
 from onnxrep.timing.statistics import FEWEST, quartiles, ratio

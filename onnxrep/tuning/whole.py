@@ -10,8 +10,8 @@ import onnx
 from onnxrep import machine
 from onnxrep.errors import UnsupportedModel
 from onnxrep.folding import Place
-from onnxrep.proof.check import Side
 from onnxrep.proof.errors import CannotRun, NoInput
+from onnxrep.proof.sides import Side
 from onnxrep.report.records import Comparison, Fold, Refusal, Tuning
 from onnxrep.timing.compare import compare
 from onnxrep.timing.rounds import Budget

@@ -1,0 +1,32 @@
+"""How many threads a matrix product of numpy takes: one, as several products run side by side.
+
+The products here are small. The library's own threads wait for work by spinning, so that on a busy machine, or one of
+many cores, they take several times as long as a single one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Read by the libraries when numpy is loaded."""
+
+
+def set_default() -> None:
+    """Have one thread from the start, unless the environment says how many; to be called before numpy is loaded."""
+    for name in VARIABLES:
+        os.environ.setdefault(name, "1")
+
+
+@contextlib.contextmanager
+def single() -> Iterator[None]:
+    """Let products of the process take one thread inside, unless the environment says how many."""
+    if any(name in os.environ for name in VARIABLES):
+        yield
+        return
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
