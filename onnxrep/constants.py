@@ -244,8 +244,32 @@ def _typed(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
             yield value
 
 
+_remembered: dict[object, dict[str, NDArray[Any]]] = {}
+_MOST_REMEMBERED, _LITTLE = 1024, 1 << 12
+"""Results of evaluations that are remembered, and the bytes up to which one, or what it is made of, counts as little."""
+
+
 def evaluate(node: onnx.NodeProto, feeds: Mapping[str, NDArray[Any]], opset: int) -> dict[str, NDArray[Any]]:
-    """Run one node on arrays; empty if it cannot be run or its result would be too large."""
+    """Run one node on arrays; empty if it cannot be run or its result would be too large.
+
+    What is little is remembered, since each round of folding asks for the same again. It must not be changed.
+    """
+    if any(v.nbytes > _LITTLE or v.dtype.kind not in "iubf" for v in feeds.values()):
+        return _evaluated(node, feeds, opset)
+    given = tuple((name, v.dtype.str, v.shape, v.tobytes()) for name, v in feeds.items())
+    key = node.SerializeToString(deterministic=True), given, opset
+    found = _remembered.get(key)
+    if found is None:
+        found = _evaluated(node, feeds, opset)
+        if all(v.nbytes <= _LITTLE for v in found.values()):
+            if len(_remembered) >= _MOST_REMEMBERED:
+                _remembered.clear()
+            _remembered[key] = found
+    return dict(found)
+
+
+def _evaluated(node: onnx.NodeProto, feeds: Mapping[str, NDArray[Any]], opset: int) -> dict[str, NDArray[Any]]:
+    """Run one node; see :func:`evaluate`."""
     from onnx.reference import ReferenceEvaluator
 
     try:

@@ -334,13 +334,12 @@ def known_facts(model: Model) -> list[Facts]:
         outer = known.get(id(scope.parent)) if scope.parent is not None else None
         graph = inferred.get(id(scope))
         dims: dict[str, tuple[int, ...]] = {}
-        while True:  # a shape that is known makes constants of what is computed from it, and those make more shapes
+        constants = Constants(scope, graph, outer.constants if outer else None, dims)
+        shapes = Shapes(scope, constants, graph, outer.shapes if outer else None)
+        while news := {n: d for n, d in shapes.newly_static() if n not in dims}:
+            dims |= news  # makes constants of what is computed from these shapes, and those make more shapes
             constants = Constants(scope, graph, outer.constants if outer else None, dims)
-            shapes = Shapes(scope, constants, graph, outer.shapes if outer else None)
-            news = {n: d for n, d in shapes.newly_static() if n not in dims}
-            if not news:
-                break
-            dims |= news
+            shapes.refine(constants)
         known[id(scope)] = Facts(scope, constants, shapes)
     return list(known.values())
 

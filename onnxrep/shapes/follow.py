@@ -80,7 +80,17 @@ class Shapes:
         for node in scope.nodes:
             if node.op in ("Conv", "ConvTranspose") and node.domain in DEFAULT_DOMAINS:
                 self._read(node)
-        for node in scope.nodes:
+        self._follow_all()
+
+    def refine(self, constants: Constants) -> None:
+        """Follow anew what is not static yet, as more constants are known."""
+        self._constants = constants
+        self._vectors.clear()
+        self._follow_all()
+
+    def _follow_all(self) -> None:
+        """Follow the sizes of all nodes, in the order of the graph."""
+        for node in self._scope.nodes:
             if node.op in FOLLOWED and node.domain in DEFAULT_DOMAINS:
                 self._follow(node)
 
