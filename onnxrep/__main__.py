@@ -1,7 +1,5 @@
 """``python -m onnxrep``."""
 
-import sys
+from onnxrep.cli import run
 
-from onnxrep.cli import main
-
-sys.exit(main())
+run()

@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from onnxrep import __version__, blas
 from onnxrep.cli import batch, bench, inspect, optimize, verify
@@ -14,8 +15,15 @@ from onnxrep.errors import OnnxrepError
 
 INTERRUPTED = 130
 
-_GARBAGE = 100_000, 20, 100
+_GARBAGE = 300_000, 20, 100
 """New objects, and rounds, after which Python looks for cycles: models are many objects and hardly any cycle."""
+
+
+def run() -> NoReturn:
+    """Run the command line and end the process with its exit code."""
+    code = main()
+    gc.freeze()  # the system takes all memory back at once: no need to look for cycles a last time
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
