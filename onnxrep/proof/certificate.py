@@ -326,7 +326,8 @@ def _stacked(programs: Sequence[Program]) -> dict[str, Array]:
         if not is_float(found[0]):
             result[name] = found[0]
         else:
-            result[name] = np.stack(found, dtype=np.float64)[:, None]
+            stack = np.stack(found, dtype=np.float64) if len(found) > 1 else np.asarray(found[0], np.float64)[None]
+            result[name] = stack[:, None]
     return result
 
 
