@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 
 VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -20,13 +21,23 @@ def set_default() -> None:
         os.environ.setdefault(name, "1")
 
 
+_limited = threading.Lock()
+"""Held by the thread that has set a limit: it alone can lift it."""
+
+
 @contextlib.contextmanager
 def single() -> Iterator[None]:
-    """Let products of the process take one thread inside, unless the environment says how many."""
-    if any(name in os.environ for name in VARIABLES):
+    """Let products of the process take one thread inside, unless the environment says how many.
+
+    Where several threads are inside, this ends with the first of them.
+    """
+    if any(name in os.environ for name in VARIABLES) or not _limited.acquire(blocking=False):
         yield
         return
-    from threadpoolctl import threadpool_limits
+    try:
+        from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(limits=1, user_api="blas"):
-        yield
+        with threadpool_limits(limits=1, user_api="blas"):
+            yield
+    finally:
+        _limited.release()

@@ -246,13 +246,13 @@ def _typed(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
 
 _remembered: dict[object, dict[str, NDArray[Any]]] = {}
 _MOST_REMEMBERED, _LITTLE = 1024, 1 << 12
-"""Results of evaluations that are remembered, and the bytes up to which one, or what it is made of, counts as little."""
+"""Results that are remembered, and the bytes up to which one, or what it is made of, counts as little."""
 
 
 def evaluate(node: onnx.NodeProto, feeds: Mapping[str, NDArray[Any]], opset: int) -> dict[str, NDArray[Any]]:
     """Run one node on arrays; empty if it cannot be run or its result would be too large.
 
-    What is little is remembered, since each round of folding asks for the same again. It must not be changed.
+    What is little is remembered, since each round of folding asks for the same again. It cannot be changed.
     """
     if any(v.nbytes > _LITTLE or v.dtype.kind not in "iubf" for v in feeds.values()):
         return _evaluated(node, feeds, opset)
@@ -264,8 +264,15 @@ def evaluate(node: onnx.NodeProto, feeds: Mapping[str, NDArray[Any]], opset: int
         if all(v.nbytes <= _LITTLE for v in found.values()):
             if len(_remembered) >= _MOST_REMEMBERED:
                 _remembered.clear()
-            _remembered[key] = found
+            found = _remembered[key] = {name: _owned(v) for name, v in found.items()}
     return dict(found)
+
+
+def _owned(values: NDArray[Any]) -> NDArray[Any]:
+    """Return a copy that cannot be changed: what an op hands on may be a part of a weight, or of a file."""
+    copy = np.array(values)
+    copy.flags.writeable = False
+    return copy
 
 
 def _evaluated(node: onnx.NodeProto, feeds: Mapping[str, NDArray[Any]], opset: int) -> dict[str, NDArray[Any]]:

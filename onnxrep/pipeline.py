@@ -117,7 +117,7 @@ class Result:
 
 @dataclass(frozen=True)
 class _Checked:
-    """What the end-to-end check found, if it was run, and the model's bytes if those themselves were run and passed."""
+    """What the end-to-end check found, if it was run, and the model's bytes if they, but for more outputs, were run."""
 
     record: records.Verification | None
     ran: bytes | None = None

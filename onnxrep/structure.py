@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -102,7 +103,8 @@ def _kernel(node: gs.Node, weight: tuple[int, ...]) -> dict[str, Any]:
 
 def _taps(weight: Array) -> tuple[float, ...]:
     """Return the root mean square of a weight ``(out, in/group, *taps)`` at each tap, in row-major order, rounded."""
-    taps = weight.reshape(*weight.shape[:2], -1)
-    if taps.shape[2] > _MOST_TAPS:
+    taps = weight.reshape(math.prod(weight.shape[:2]), -1)
+    if taps.shape[1] > _MOST_TAPS:
         return ()
-    return tuple(float(f"{v:.{_DIGITS}g}") for v in np.sqrt(np.mean(np.square(taps), axis=(0, 1))))
+    squares = np.einsum("ij,ij->j", taps, taps) / max(len(taps), 1)
+    return tuple(float(f"{v:.{_DIGITS}g}") for v in np.sqrt(squares))

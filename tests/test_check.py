@@ -592,6 +592,31 @@ def test_runs_side_by_side_need_memory_for_both(share, monkeypatch):
     assert max(most) == int(share)
 
 
+def test_a_verdict_on_the_users_data_comes_before_what_is_wrong_with_other_inputs(tmp_path):
+    """The original runs on the user's size alone, which is none of those tried, and the new model runs on none."""
+    models = []
+    for height in (17, 18):
+        net = Net(0)
+        x = net.input(("n",))
+        y = net.op("Reshape", x, net.constant([11, 13, height], dtype=np.int64))
+        net.axes[y] = 1
+        models.append(net.model(y))
+    np.savez(tmp_path / "in.npz", **{models[0].graph.input[0].name: np.ones(11 * 13 * 17, np.float32)})
+    verification = verify(*models, Options(input_data=tmp_path / "in.npz"))
+    assert verification.verdict == "rejected"
+    assert "does not run the new model on in.npz" in verification.reason
+
+
+def test_the_users_data_counts_for_memory_too(tmp_path, monkeypatch):
+    model = chain(2)
+    np.savez(tmp_path / "in.npz", **{model.graph.input[0].name: np.ones((1, 8, 40, 40), np.float32)})
+    measured = []
+    monkeypatch.setattr(check, "needed", lambda _, shapes: measured.append(list(shapes.values())) or 1.0)
+    monkeypatch.setattr(check, "budget", lambda: 10.0)
+    assert optimize(model, options=Options(input_data=tmp_path / "in.npz")).status == "folded"
+    assert [(1, 8, 40, 40)] in measured
+
+
 def test_after_a_verdict_nothing_more_is_begun(monkeypatch):
     monkeypatch.setattr(check.machine, "cores", lambda: 2)
     monkeypatch.setattr(check, "_same", lambda *_: False)

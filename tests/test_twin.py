@@ -10,8 +10,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from onnxrep import optimize, verify
 from onnxrep.proof.errors import NoTwin
 from onnxrep.proof.lowering import LOWERINGS, erfc_coefficients
+from onnxrep.proof.memory import needed
+from onnxrep.proof.reference import session_of_twin
 from onnxrep.proof.sessions import Runtime
 from onnxrep.proof.twin import Twin
 
@@ -217,6 +220,86 @@ def test_the_sigmoid_of_huge_numbers():
     assert np.array_equal(found[[0, 1, 2, 4, 6, 7]], [0, 0, 0, 0.5, 1, 1])
     assert np.isclose(found[3], math.exp(-40), rtol=1e-14, atol=0)
     assert np.isnan(found[8])
+
+
+def test_a_sigmoid_of_an_opset_without_broadcasting():
+    inputs = [floats(3, 40)]
+    session = Runtime().session(Twin(single("Sigmoid", inputs, 6), None).model, "off")
+    assert np.allclose(session.run(feeds(single("Sigmoid", inputs), inputs))["o0"], 1 / (1 + np.exp(-inputs[0])))
+
+
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_weights_that_are_inputs_too_are_weights(ir_version):
+    inputs = [floats(1, 4, 6, 7), floats(6, 4, 3, 3)]
+    model = single("Conv", inputs, 9, constants=(1,))
+    model.ir_version = ir_version
+    model.graph.input.append(helper.make_tensor_value_info("i1", TensorProto.FLOAT, inputs[1].shape))
+    assert [v.name for v in Twin(model, None).model.graph.input] == ["i0"]
+    assert optimize(model).status == "unchanged"
+    assert verify(model, model).verdict == "verified"
+
+
+def branches(first, second, *, large):
+    """An If whose branches call their weights by the same name; and whether they are large enough to be kept apart."""
+    bodies = []
+    for weight in (first, second):
+        node = helper.make_node("MatMul", ["x", "w"], ["z"])
+        result = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
+        bodies.append(helper.make_graph([node], "body", [], [result], [numpy_helper.from_array(weight, "w")]))
+    node = helper.make_node("If", ["c"], ["y"], then_branch=bodies[0], else_branch=bodies[1])
+    read = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, len(first)]),
+        helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+    ]
+    graph = helper.make_graph([node], "g", read, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+    assert large == (first.size * 8 >= 1 << 16)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("size", [4, 128])
+def test_weights_of_one_name_in_both_branches(size):
+    weights = floats(size, size), floats(size, size)
+    model = branches(*weights, large=size > 4)
+    session, _ = session_of_twin(model, None, Runtime(), None)
+    x = RNG.standard_normal((1, size))
+    for chosen, weight in zip((True, False), weights, strict=True):
+        found = session.run({"x": x, "c": np.array(chosen)})["y"]
+        assert np.allclose(found, x @ weight.astype(np.float64), rtol=1e-12, atol=1e-12)
+
+
+def test_one_name_for_values_that_differ_in_rank():
+    with pytest.raises(NoTwin, match="two ranks"):
+        Twin(branches(floats(4, 4), floats(4), large=False), None)
+
+
+WIDE = [
+    ((1, 31), (64, 64), {"pads": [0, 15, 0, 15]}),
+    ((31, 1), (64, 64), {"pads": [15, 0, 15, 0]}),
+    ((3, 3), (64, 64), {"pads": [1, 1, 1, 1]}),
+    ((3, 3), (64, 64), {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
+    ((7, 7), (64, 64), {"auto_pad": "SAME_UPPER"}),
+    ((7, 7), (7, 512), {}),
+    ((3, 3), (64, 64), {"pads": [1, 1, 1, 1], "strides": [4, 4]}),
+]
+
+
+@pytest.mark.parametrize(("kernel", "image", "attributes"), WIDE)
+def test_the_memory_of_a_convolution_is_about_what_was_estimated(kernel, image, attributes):
+    """All that is alive at one time in the twin; ONNX Runtime's arena holds up to twice that, as measured."""
+    inputs = [floats(1, 8, *image), floats(8, 1, *kernel)]
+    model = single("Conv", inputs, constants=(1,), group=8, **attributes)
+    inferred = onnx.shape_inference.infer_shapes(Twin(model, None).model, data_prop=True).graph
+    sizes = {
+        v.name: 8 * math.prod(d.dim_value for d in v.type.tensor_type.shape.dim)
+        for v in (*inferred.input, *inferred.value_info, *inferred.output)
+    }
+    last = {name: place for place, node in enumerate(inferred.node) for name in node.input}
+    alive = peak = sizes["i0"]
+    for place, node in enumerate(inferred.node):
+        alive += sizes[node.output[0]]
+        peak = max(peak, alive)
+        alive -= sum(sizes.get(name, 0) for name in set(node.input) if last[name] == place)
+    assert 0.95 < needed(model, {"i0": inputs[0].shape}) / peak < 2.0
 
 
 def test_ops_without_a_double_kernel_become_islands():

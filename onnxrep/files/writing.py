@@ -55,7 +55,7 @@ def write(
         model: what to write.
         source: where ``model`` came from.
         changed: whether ``model`` differs from the source; if not, and nothing moves, the source's bytes are written.
-        ran: the bytes of ``model`` if it was run from them already.
+        ran: the bytes of ``model`` if they, but for more outputs behind them, were run already.
         external: put every tensor of 1 KiB or more into the data file.
         follow_symlinks: write through a link at ``target`` instead of refusing it.
         check: called with the path of the complete temporary model before it takes the target's place, unless all of it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections import deque
@@ -16,6 +17,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxrep import files, machine
+from onnxrep.errors import UsageError
 from onnxrep.escape import printable
 from onnxrep.graph import DEFAULT_DOMAINS
 from onnxrep.proof import judge
@@ -287,21 +289,41 @@ class _Check:
         elements = sum(math.prod(s) for s in shapes.values())
         if self._afforded and elements <= _SMALL_INPUT:
             return
-        need, have = needed(self._before.model, shapes), budget()
-        if 2 * need > have:
-            self._workers = 1  # what runs beside the twin would need memory too
+        need, have = self._measured(shapes)
         if need > have:
             sizes = describe(shapes)
             raise NoInput(f"the check at {sizes} needs {need / 2**30:.0f} GiB, {have / 2**30:.0f} {NEEDS}")
         self._afforded = True
 
+    def _measured(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[float, float]:
+        """Return the bytes that the twin takes at these shapes, and those that may be used."""
+        need, have = needed(self._before.model, shapes), budget()
+        if 2 * need > have:
+            self._workers = 1  # what runs beside the twin would need memory too
+        return need, have
+
     def _run_all(self, old: Sequence[Session], new: Sequence[Session]) -> Verdict | None:
-        """Compare on all input sets, the next of which runs already; return a verdict if one decides."""
+        """Compare on all input sets, the next of which runs already; return a verdict if one decides.
+
+        Raises:
+            NoInput, UsageError: there are no further ones, although there should be, and those before decide nothing.
+        """
         waiting: deque[_Runs] = deque()
+        fault: Exception | None = None
         with ExitStack() as stack:
             pool, size = None, 0
-            for count, inputs in enumerate(self._input_sets(), 1):
+            sets = self._input_sets()
+            for count in itertools.count(1):
+                try:
+                    inputs = next(sets)
+                except StopIteration:
+                    break
+                except (NoInput, UsageError) as error:
+                    fault = error
+                    break
                 self._progress(f"verify on input set {count}")
+                if self._wishes.data is not None:  # whose size nobody has looked at
+                    self._measured({name: values.shape for name, values in inputs.feeds.items()})
                 while len(waiting) >= self._workers:  # there may be fewer from this input set on
                     if (stop := self._compare(waiting.popleft())) is not None:
                         return stop
@@ -309,7 +331,12 @@ class _Check:
                     pool, size = ThreadPoolExecutor(self._workers), self._workers
                     stack.callback(pool.shutdown, cancel_futures=True)
                 waiting.append(self._begin(inputs, pool, old, new, again=old[: int(count == 1)]))
-            return next((stop for runs in waiting if (stop := self._compare(runs)) is not None), None)
+            for runs in waiting:
+                if (stop := self._compare(runs)) is not None:
+                    return stop
+        if fault is not None:
+            raise fault
+        return None
 
     def _begin(
         self,
@@ -380,9 +407,17 @@ class _Check:
         return self._run_twin("original", inputs)
 
     def _run_twin(self, kind: _Kind, inputs: InputSet) -> dict[str, Any]:
-        """Return the outputs of a float64 twin."""
+        """Return the outputs of a float64 twin.
+
+        Raises:
+            NoTwin: there is none that runs.
+        """
         feeds = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in inputs.feeds.items()}
-        return self._twin(kind, {k: v.shape for k, v in inputs.feeds.items()}).run(feeds)
+        twin = self._twin(kind, {k: v.shape for k, v in inputs.feeds.items()})
+        try:
+            return twin.run(feeds)
+        except CannotRun as error:
+            raise NoTwin(f"it does not run on {inputs.name}: {error}") from None
 
     def _twin(self, kind: _Kind, shapes: Mapping[str, tuple[int, ...]]) -> Session:
         """Return a session of a twin: one for all sizes, or where that cannot be one per size."""

@@ -21,6 +21,9 @@ _ROWS_FROM = 4
 _DENSE_FROM = 32
 """Channels per group from which each tap is a matrix product of its own."""
 
+_BROADCASTING = 7
+"""Opset from which on element-wise ops have a double kernel, and broadcast."""
+
 _FAR = int(np.iinfo(np.int64).max)
 
 
@@ -67,14 +70,16 @@ def _placed(
     return n.pad(x, begins, ends), list(stride), dilation, reach
 
 
-def unfolding(dims: Sequence[int], group: int, step: int = 1) -> float:
+def unfolding(dims: Sequence[int], group: int, stretch: float = 1.0) -> float:
     """Return how many times the size of its result a lowered convolution takes while it runs.
 
-    ``dims : (Co, Ci / group, *kernel)``; ``step``: the stride along the first spatial axis.
+    ``dims : (Co, Ci / group, *kernel)``; ``stretch``: rows of the padded image per row of the result. What a Reshape or
+    Concat makes lies beside what it reads, for a moment.
     """
     outputs, width, *kernel = dims
     if _by_rows(dims, group):
-        return float(step * sum(kernel))
+        rows, cols = kernel
+        return stretch * (max(2.0 * cols, cols + 2.0 * rows) + 2.0)
     if width >= _DENSE_FROM:
         return 2.0 + width * group / outputs
     return 2.0 * math.prod(kernel) * width * group / outputs
@@ -315,6 +320,9 @@ def _lrn(n: Writer) -> None:
 
 def _sigmoid(n: Writer) -> None:
     """``1 / (1 + exp(-x))``: ONNX Runtime's own double kernel takes twice as long."""
+    if n.opset < _BROADCASTING:
+        n.plain()
+        return
     grown = n.op("Add", n.op("Exp", n.op("Neg", n.node.input[0])), n.constant(1.0))
     n.op("Reciprocal", grown, output=n.node.output[0])
 

@@ -14,6 +14,8 @@ from onnxrep.machine import memory
 from onnxrep.proof.lowering import unfolding
 from onnxrep.shapes import inferred
 
+Dims = tuple[int, ...]
+
 _DOUBLE = 8
 _SHARE = 0.6
 _LEAST = 64
@@ -39,31 +41,39 @@ def needed(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> flo
         for name, dims in shapes.items()
     }
     graph = inferred(model, known).graph
-    sizes: dict[str, float] = {}
+    found: dict[str, Dims] = {}
     for value in (*graph.input, *graph.value_info, *graph.output):
         kind = value.type.tensor_type
         if kind.HasField("shape") and all(d.HasField("dim_value") for d in kind.shape.dim):
-            sizes[value.name] = float(_DOUBLE) * math.prod(d.dim_value for d in kind.shape.dim)
+            found[value.name] = tuple(d.dim_value for d in kind.shape.dim)
     weights = 2.0 * weight_bytes(model)
-    return weights + _peak(graph, sizes, {t.name: tuple(t.dims) for t in graph.initializer})
+    return weights + _peak(graph, found, {t.name: tuple(t.dims) for t in graph.initializer})
 
 
-def _peak(graph: onnx.GraphProto, sizes: Mapping[str, float], weights: Mapping[str, tuple[int, ...]]) -> float:
+def _peak(graph: onnx.GraphProto, dims: Mapping[str, Dims], weights: Mapping[str, Dims]) -> float:
     """Return the largest sum of values alive at one time, what a lowered convolution unfolds included."""
+    sizes = {name: float(_DOUBLE) * math.prod(d) for name, d in dims.items()}
     last = {name: position for position, node in enumerate(graph.node) for name in node.input}
     last.update((v.name, len(graph.node)) for v in graph.output)
     alive = sum(sizes.get(v.name, 0.0) for v in graph.input)
     peak = alive
     for position, node in enumerate(graph.node):
-        made = sum(sizes.get(name, 0.0) for name in node.output)
+        alive += sum(sizes.get(name, 0.0) for name in node.output)
         extra = 0.0
         if node.op_type == "Conv" and node.domain in DEFAULT_DOMAINS and len(node.input) > 1:
-            given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-            dims = weights.get(node.input[1], ())
-            if dims and node.output[0] in sizes:
-                step = next(iter(given.get("strides", ())), 1)
-                extra = unfolding(dims, given.get("group", 1), step) * sizes[node.output[0]]
-        alive += made
+            image, weight, result = dims.get(node.input[0]), weights.get(node.input[1]), dims.get(node.output[0])
+            if image and weight and result:
+                extra = sizes[node.output[0]] * _unfolded(node, image, weight, result)
         peak = max(peak, alive + extra)
         alive -= sum(sizes.get(n, 0.0) for n in {*node.input, *node.output} if last.get(n, position) == position)
     return peak
+
+
+def _unfolded(node: onnx.NodeProto, image: Dims, weight: Dims, result: Dims) -> float:
+    """Return how many times the size of its result a convolution takes while it runs."""
+    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    pads = given.get("pads") or [0, 0]
+    edge = pads[0] + pads[len(pads) // 2]
+    if given.get("auto_pad", b"NOTSET").startswith(b"SAME"):
+        edge = max(weight[2] - 1, 0)
+    return unfolding(weight, given.get("group", 1), (image[2] + edge) / max(result[2], 1))

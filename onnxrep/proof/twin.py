@@ -113,19 +113,28 @@ class Twin:
     # -- what is known ----------------------------------------------------------------------------------------------
 
     def _learn(self, graph: onnx.GraphProto, inferred: onnx.GraphProto | None) -> None:
-        """Note the element types and ranks of a graph's values."""
-        for tensor in graph.initializer:
-            self.types[tensor.name] = tensor.data_type
-            self.dims[tensor.name] = tuple(tensor.dims)
+        """Note the element types and dims of a graph's values; the two branches of an If may have names in common."""
+        types: dict[str, int] = {t.name: t.data_type for t in graph.initializer}
+        found: dict[str, tuple[int | None, ...]] = {t.name: tuple(t.dims) for t in graph.initializer}
         for source in (graph, inferred) if inferred is not None else (graph,):
             for value in (*source.input, *source.value_info, *source.output):
                 if value.type.HasField("tensor_type"):
                     kind = value.type.tensor_type
-                    self.types[value.name] = kind.elem_type or self.types.get(value.name, 0)
+                    types[value.name] = kind.elem_type or types.get(value.name, 0)
                     if kind.HasField("shape"):
-                        self.dims[value.name] = tuple(
+                        found[value.name] = tuple(
                             d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim
                         )
+        for name, element in types.items():
+            known = self.types.get(name, 0) or element
+            if element not in (0, known):
+                raise NoTwin(f"{printable(name)} names values of two types")
+            self.types[name] = known
+        for name, dims in found.items():
+            other = self.dims.get(name, dims)
+            if len(other) != len(dims):
+                raise NoTwin(f"{printable(name)} names values of two ranks")
+            self.dims[name] = tuple(a if a == b else None for a, b in zip(dims, other, strict=True))
 
     def is_float(self, name: str) -> bool:
         """Whether a value holds floats."""
@@ -145,7 +154,10 @@ class Twin:
             raise NoTwin("sparse initializers")
         own = {t.name: t for t in source.initializer}
         self._sources.update(own)
-        for values, copies in ((source.input, target.input), (source.output, target.output)):
+        for name in own:
+            self._arrays.pop(name, None)
+        read = [v for v in source.input if v.name not in own]  # what a caller could override counts as the weight it is
+        for values, copies in ((read, target.input), (source.output, target.output)):
             for value in values:
                 copy = copies.add(name=value.name)
                 copy.type.CopyFrom(value.type)
@@ -165,11 +177,10 @@ class Twin:
         used |= {v.name for v in self.model.graph.output}
         for own, target in self._pending:
             for name in own.keys() & used:
-                values = self.array(name)
-                if values is None:
-                    target.initializer.add().CopyFrom(self.tensor(own[name]))
+                if own[name].data_type in FLOATS:
+                    self.add(target, name, self._double(own[name]))
                 else:
-                    self.add(target, name, values)
+                    target.initializer.add().CopyFrom(self.tensor(own[name]))
 
     def add(self, graph: onnx.GraphProto, name: str, values: NDArray[Any]) -> None:
         """Add an initializer."""
@@ -185,12 +196,17 @@ class Twin:
         tensor = self._sources.get(name)
         if name in self._arrays or tensor is None or tensor.data_type not in FLOATS:
             return self._arrays.get(name)
-        values = np.asarray(files.array(tensor, self._folder), np.float64)
-        if self._moved and name in self._weights:
-            rng = np.random.default_rng(zlib.crc32(name.encode()))
-            values = values * (1.0 + ROUNDOFF[tensor.data_type] * rng.uniform(-1.0, 1.0, values.shape))
+        values = self._double(tensor)
         if self._apart is None:  # what is kept apart must not lie in memory twice
             self._arrays[name] = values
+        return values
+
+    def _double(self, tensor: onnx.TensorProto) -> NDArray[np.float64]:
+        """Return the values of an initializer that holds floats in double, moved where that is wanted."""
+        values = np.asarray(files.array(tensor, self._folder), np.float64)
+        if self._moved and tensor.name in self._weights:
+            rng = np.random.default_rng(zlib.crc32(tensor.name.encode()))
+            values = values * (1.0 + ROUNDOFF[tensor.data_type] * rng.uniform(-1.0, 1.0, values.shape))
         return values
 
     def tensor(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
@@ -259,7 +275,7 @@ class Writer:
         elif floats and (not standard or node.op_type in _ISLANDS | _OWN_TYPE or node.op_type in self.twin.forced):
             self.island()
         else:
-            self._plain()
+            self.plain()
 
     # -- the small language -----------------------------------------------------------------------------------------
 
@@ -357,7 +373,7 @@ class Writer:
 
     # -- nodes that stay --------------------------------------------------------------------------------------------
 
-    def _plain(self) -> None:
+    def plain(self) -> None:
         """Add the node itself, its types and tensors in double."""
         name = self.twin.fresh(f"{self.node.op_type}{MARK}")
         copy = self._target.node.add(op_type=self.node.op_type, domain=self.node.domain, name=name)
