@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 
 import onnx
+from google.protobuf.message import EncodeError
 from onnx import AttributeProto
 
 from onnxrep.files import is_external
@@ -18,10 +20,15 @@ _FOLLOWING = frozenset("Add Cast Concat Gather Mul Shape Size Slice Squeeze Sub 
 """Ops whose results inference calculates from the values of lists."""
 _LONGEST = 1 << 14
 """Elements of a list whose values are followed."""
+_LAST, _LIGHT = 4, 1 << 25
+"""Models whose shapes are remembered, and how many bytes one may have for that."""
 
 
 def inferred(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = None) -> onnx.ModelProto:
-    """Return a copy of a model without weights, with ONNX's inferred shapes; ``shapes`` fixes those of inputs."""
+    """Return a copy of a model without weights, with ONNX's inferred shapes; ``shapes`` fixes those of inputs.
+
+    It is not to be changed: those found last are remembered, as a check asks again for what folding has asked for.
+    """
     copy = onnx.ModelProto(ir_version=proto.ir_version)
     copy.opset_import.extend(proto.opset_import)
     if all(entry.domain != HIDDEN for entry in copy.opset_import):
@@ -35,6 +42,16 @@ def inferred(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | Non
             for size in shapes[value.name]:
                 value.type.tensor_type.shape.dim.add(dim_value=size)
     try:
+        light = copy.SerializeToString(deterministic=True)
+    except (EncodeError, ValueError):  # bodies of local functions, of more than 2 GiB
+        return copy
+    return _remembered(light) if len(light) <= _LIGHT else _inferred(light)
+
+
+def _inferred(light: bytes) -> onnx.ModelProto:
+    """Return the model of these bytes, which has no weights, with ONNX's inferred shapes."""
+    copy = onnx.ModelProto.FromString(light)
+    try:
         guard(copy, onnx.shape_inference.infer_shapes)
     except Exception:  # noqa: BLE001  as below
         return copy
@@ -46,6 +63,9 @@ def inferred(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | Non
             return copy
         if not _hide_misread(copy.graph, result.graph):
             return result
+
+
+_remembered = lru_cache(maxsize=_LAST)(_inferred)
 
 
 def _hide_long(copy: onnx.GraphProto, result: onnx.GraphProto, outer: Mapping[str, int]) -> None:
