@@ -607,6 +607,24 @@ def test_a_verdict_on_the_users_data_comes_before_what_is_wrong_with_other_input
     assert "does not run the new model on in.npz" in verification.reason
 
 
+def test_a_difference_on_the_users_data_counts_where_no_other_input_is_legal(tmp_path):
+    models = []
+    for factor in (1.0, 1.0, 3.0):
+        net = Net(0)
+        x = net.input(("n",))
+        y = net.op("Reshape", x, net.constant([11, 13, 17], dtype=np.int64))
+        net.axes[y] = 1
+        models.append(net.model(net.op("Mul", y, net.constant(factor))))
+    data = {models[0].graph.input[0].name: np.random.default_rng(0).standard_normal(11 * 13 * 17).astype(np.float32)}
+    np.savez(tmp_path / "in.npz", **data)
+    first, same, other = models
+    options = Options(input_data=tmp_path / "in.npz")
+    assert verify(first, same, options).verdict == "unverified"
+    verification = verify(first, other, options)
+    assert verification.verdict == "rejected"
+    assert [o.status for o in verification.outputs] == ["different"]
+
+
 def test_the_users_data_counts_for_memory_too(tmp_path, monkeypatch):
     model = chain(2)
     np.savez(tmp_path / "in.npz", **{model.graph.input[0].name: np.ones((1, 8, 40, 40), np.float32)})

@@ -15,6 +15,7 @@ from onnxrep.proof.errors import NoTwin
 from onnxrep.proof.lowering import LOWERINGS, erfc_coefficients
 from onnxrep.proof.memory import needed
 from onnxrep.proof.reference import session_of_twin
+from onnxrep.proof.scopes import distinct
 from onnxrep.proof.sessions import Runtime
 from onnxrep.proof.twin import Twin
 
@@ -234,9 +235,32 @@ def test_weights_that_are_inputs_too_are_weights(ir_version):
     model = single("Conv", inputs, 9, constants=(1,))
     model.ir_version = ir_version
     model.graph.input.append(helper.make_tensor_value_info("i1", TensorProto.FLOAT, inputs[1].shape))
-    assert [v.name for v in Twin(model, None).model.graph.input] == ["i0"]
+    twin = Twin(model, None)
+    assert [v.name for v in twin.model.graph.input] == (["i0"] if ir_version == 3 else ["i0", "i1"])
+    assert list(twin.defaults) == ([] if ir_version == 3 else ["i1"])
     assert optimize(model).status == "unchanged"
+    verification = verify(model, model)
+    assert verification.verdict == "verified"
+    assert any(name.startswith("overridden") for name in verification.inputs) == (ir_version == 8)
+
+
+def test_a_weight_that_a_caller_overrides_must_count():
+    """Equal at the defaults, and not otherwise."""
+    inputs = [floats(1, 4, 6, 7), floats(6, 4, 3, 3), np.zeros(6, np.float32)]
+    model = single("Conv", inputs, constants=(1, 2))
+    for name, values in (("i1", inputs[1]), ("i2", inputs[2])):
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, values.shape))
     assert verify(model, model).verdict == "verified"
+    for name in ("i1", "i2"):
+        deaf = onnx.ModelProto()
+        deaf.CopyFrom(model)
+        copy = deaf.graph.initializer.add()
+        copy.CopyFrom(next(t for t in deaf.graph.initializer if t.name == name))
+        copy.name = "own"
+        deaf.graph.node[0].input[int(name[1])] = "own"
+        verification = verify(model, deaf)
+        assert verification.verdict == "rejected"
+        assert "overridden" in verification.reason
 
 
 def branches(first, second, *, large):
@@ -267,9 +291,67 @@ def test_weights_of_one_name_in_both_branches(size):
         assert np.allclose(found, x @ weight.astype(np.float64), rtol=1e-12, atol=1e-12)
 
 
-def test_one_name_for_values_that_differ_in_rank():
-    with pytest.raises(NoTwin, match="two ranks"):
-        Twin(branches(floats(4, 4), floats(4), large=False), None)
+def switched(factor, name="w"):
+    """A convolution whose weight is an initializer in one branch of an If, and calculated in the other."""
+    info = helper.make_tensor_value_info
+    rng = np.random.default_rng(1)
+    stored, given = (rng.standard_normal((3, 3, 3, 3)).astype(np.float32) for _ in range(2))
+    result = [info("z", TensorProto.FLOAT, None)]
+    conv = helper.make_node("Conv", ["x", name], ["z"], pads=[1, 1, 1, 1])
+    other = helper.make_graph([conv], "else", [], result, [numpy_helper.from_array(stored, name)])
+    scaled = helper.make_node("Mul", ["v", "k"], ["w"])
+    again = helper.make_node("Conv", ["x", "w"], ["z"], pads=[1, 1, 1, 1])
+    then = helper.make_graph([scaled, again], "then", [], result, [numpy_helper.from_array(np.float32(factor), "k")])
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["s"], keepdims=0),
+        helper.make_node("Greater", ["s", "limit"], ["c"]),
+        helper.make_node("If", ["c"], ["y"], then_branch=then, else_branch=other),
+    ]
+    tensors = [numpy_helper.from_array(np.float32(0.3), "limit"), numpy_helper.from_array(given, "v")]
+    read, made = [info("x", TensorProto.FLOAT, [1, 3, 8, 8])], [info("y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph(nodes, "g", read, made, tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("name", ["w", "own"])
+def test_a_name_that_two_branches_give_to_other_things(name):
+    assert verify(switched(2, name), switched(2, name)).verdict == "verified"
+    assert verify(switched(2, name), switched(7, name)).verdict == "rejected"
+
+
+def test_names_are_made_distinct_inside_bodies_alone():
+    model = switched(2)
+    before = model.SerializeToString(deterministic=True)
+    found = distinct(model)
+    assert model.SerializeToString(deterministic=True) == before
+    assert distinct(found) is found
+    bodies = [a.g for a in found.graph.node[2].attribute]
+    defined = [n for g in (found.graph, *bodies) for node in g.node for n in node.output]
+    defined += [t.name for g in (found.graph, *bodies) for t in g.initializer]
+    assert len(set(defined)) == len(defined)
+    assert {v.name for v in (*found.graph.input, *found.graph.output)} == {"x", "y"}
+    Runtime().session(found, "off")
+
+
+def test_a_body_that_returns_its_own_weight():
+    info = helper.make_tensor_value_info
+    weight = floats(2, 3)
+    given = helper.make_graph(
+        [], "then", [], [info("w", TensorProto.FLOAT, [2, 3])], [numpy_helper.from_array(weight, "w")]
+    )
+    doubled = helper.make_node("Add", ["x", "x"], ["z"])
+    other = helper.make_graph([doubled], "else", [], [info("z", TensorProto.FLOAT, [2, 3])])
+    node = helper.make_node("If", ["c"], ["y"], then_branch=given, else_branch=other)
+    read = [info("x", TensorProto.FLOAT, [2, 3]), info("c", TensorProto.BOOL, [])]
+    graph = helper.make_graph([node], "g", read, [info("y", TensorProto.FLOAT, None)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = Runtime().session(Twin(model, None).model, "off")
+    assert np.array_equal(session.run({"x": np.ones((2, 3)), "c": np.array(True)})["y"], weight)
+
+
+def test_the_memory_of_a_convolution_without_channels():
+    inputs = [floats(1, 3, 8), floats(0, 3, 1)]
+    assert needed(single("Conv", inputs, constants=(1,)), {"i0": (1, 3, 8)}) >= 0
 
 
 WIDE = [

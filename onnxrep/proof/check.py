@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from onnxrep.proof.inputs import (
     describe,
     index_limits,
     input_sets,
+    overridden,
     seed_of,
 )
 from onnxrep.proof.judge import OutputFigures, compare, settle
@@ -227,7 +228,13 @@ class _Check:
         """Yield the sets on which both models run, the same ones each time."""
         assert self._judging is not None
         limits = index_limits(self._before.model)
-        return input_sets(self._judging, self._wishes, self._seed, limits, self._affordable, self._inside)
+        first: InputSet | None = None
+        for inputs in input_sets(self._judging, self._wishes, self._seed, limits, self._affordable, self._inside):
+            first = first or inputs
+            yield inputs
+        others = overridden(self._before.model, self._before.folder, self._judging, self._seed)
+        if first is not None and others:
+            yield InputSet(f"overridden {first.name}", {**first.feeds, **others})
 
     @property
     def _extra(self) -> list[str]:
@@ -334,9 +341,13 @@ class _Check:
             for runs in waiting:
                 if (stop := self._compare(runs)) is not None:
                     return stop
-        if fault is not None:
-            raise fault
-        return None
+        if fault is None:
+            return None
+        with suppress(NoInput, UsageError):
+            verdict = self._decide()
+            if verdict.verdict == "rejected":
+                return verdict
+        raise fault
 
     def _begin(
         self,
@@ -460,15 +471,24 @@ class _Check:
         self._figures = [self._undecided(f) for f in settled]
         return [f for f in self._figures if f.status == "different"]
 
+    def _ran_again(self, names: Set[str]) -> Iterator[InputSet]:
+        """Yield some of the input sets on which the models have run; those behind them need not even exist."""
+        left = set(names)
+        for inputs in self._input_sets():
+            if inputs.name in left:
+                left.remove(inputs.name)
+                yield inputs
+            if not left:
+                return
+
     def _examined(self, measured: Sequence[OutputFigures], doubtful: Set[str]) -> list[OutputFigures]:
         """Return figures with what only float64 can tell, on some input sets."""
         found = {(f.output, f.inputs): f for f in measured}
-        for inputs in self._input_sets():
-            if inputs.name in doubtful:
-                reference, moved, new = (self._run_twin(kind, inputs) for kind in ("original", "moved", "new"))
-                for (output, name), f in found.items():
-                    if name == inputs.name and f.is_measured and f.status == "same":
-                        found[output, name] = judge.examined(f, moved[output], new[output], reference[output])
+        for inputs in self._ran_again(doubtful):
+            reference, moved, new = (self._run_twin(kind, inputs) for kind in ("original", "moved", "new"))
+            for (output, name), f in found.items():
+                if name == inputs.name and f.is_measured and f.status == "same":
+                    found[output, name] = judge.examined(f, moved[output], new[output], reference[output])
         told = [(f.sway / f.rms, f.function / f.rms) for f in found.values() if f.examined and f.rms]
         sway, function = (max(column) for column in zip(*told, strict=True)) if told else (0.0, 0.0)
         self._notes.append(

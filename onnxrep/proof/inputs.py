@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxrep import files
 from onnxrep.errors import UsageError
 from onnxrep.proof.errors import CannotRun, NoInput
 from onnxrep.proof.sessions import Feeds, Session
@@ -57,6 +58,7 @@ _DTYPES: dict[str, Any] = {
     "tensor(uint64)": np.uint64,
     "tensor(bool)": np.bool_,
 }
+_REALS = ("tensor(float)", "tensor(double)", "tensor(float16)")
 
 
 @dataclass(frozen=True)
@@ -380,3 +382,16 @@ def index_limits(model: onnx.ModelProto) -> dict[str, int]:
             if -len(table) <= axis < len(table):
                 limits[node.input[1]] = min(limits.get(node.input[1], table[axis]), table[axis])
     return limits
+
+
+def overridden(model: onnx.ModelProto, folder: files.Folder | None, session: Session, seed: int) -> Feeds:
+    """Return other values for the weights that a caller may override, of the same signs: none is just its default."""
+    kinds = {name: kind for name, kind, _ in session.overridable if kind in _REALS}
+    found: dict[str, NDArray[Any]] = {}
+    rng = np.random.default_rng([seed, 1 << 16])
+    for tensor in model.graph.initializer:
+        if tensor.name in kinds:
+            values = np.asarray(files.array(tensor, folder), np.float64)
+            moved = values * rng.uniform(0.5, 1.5, values.shape) + rng.uniform(0.01, 0.1, values.shape)
+            found[tensor.name] = np.asarray(moved, _DTYPES[kinds[tensor.name]])
+    return found

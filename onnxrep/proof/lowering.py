@@ -80,9 +80,8 @@ def unfolding(dims: Sequence[int], group: int, stretch: float = 1.0) -> float:
     if _by_rows(dims, group):
         rows, cols = kernel
         return stretch * (max(2.0 * cols, cols + 2.0 * rows) + 2.0)
-    if width >= _DENSE_FROM:
-        return 2.0 + width * group / outputs
-    return 2.0 * math.prod(kernel) * width * group / outputs
+    columns = width * group / max(outputs, 1)
+    return 2.0 + columns if width >= _DENSE_FROM else 2.0 * math.prod(kernel) * columns
 
 
 def _by_rows(dims: Sequence[int], group: int) -> bool:

@@ -61,7 +61,8 @@ def _peak(graph: onnx.GraphProto, dims: Mapping[str, Dims], weights: Mapping[str
         alive += sum(sizes.get(name, 0.0) for name in node.output)
         extra = 0.0
         if node.op_type == "Conv" and node.domain in DEFAULT_DOMAINS and len(node.input) > 1:
-            image, weight, result = dims.get(node.input[0]), weights.get(node.input[1]), dims.get(node.output[0])
+            image, result = dims.get(node.input[0]), dims.get(node.output[0])
+            weight = weights.get(node.input[1]) or dims.get(node.input[1])
             if image and weight and result:
                 extra = sizes[node.output[0]] * _unfolded(node, image, weight, result)
         peak = max(peak, alive + extra)
@@ -75,5 +76,5 @@ def _unfolded(node: onnx.NodeProto, image: Dims, weight: Dims, result: Dims) -> 
     pads = given.get("pads") or [0, 0]
     edge = pads[0] + pads[len(pads) // 2]
     if given.get("auto_pad", b"NOTSET").startswith(b"SAME"):
-        edge = max(weight[2] - 1, 0)
+        edge = (given.get("dilations") or [1])[0] * max(weight[2] - 1, 0)
     return unfolding(weight, given.get("group", 1), (image[2] + edge) / max(result[2], 1))

@@ -73,7 +73,8 @@ def _session(
     if size <= MEMORY_LIMIT:
         held: dict[str, NDArray[Any]] = {}
         twin = Twin(model, folder, forced, shapes, lambda *weight: _hold(held, *weight), moved=moved)
-        return runtime.session(twin.model, "off", reuse_memory=False, weights=held), twin.islands
+        session = runtime.session(twin.model, "off", reuse_memory=False, weights=held, defaults=twin.defaults)
+        return session, twin.islands
     with machine.scratch() as name:
         free = shutil.disk_usage(name).free
         if size > free:
@@ -85,7 +86,7 @@ def _session(
             if isinstance(error, OutputError):
                 raise
             raise NoTwin(f"its weights cannot be kept in {name}: {error.strerror or error}") from None
-        session = runtime.session(twin.model, "off", files.Folder(name), reuse_memory=False)
+        session = runtime.session(twin.model, "off", files.Folder(name), reuse_memory=False, defaults=twin.defaults)
         return session, twin.islands
 
 

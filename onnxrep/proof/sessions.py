@@ -18,6 +18,7 @@ from onnxrep.proof.errors import CannotRun
 
 Level = Literal["off", "all"]
 Feeds = Mapping[str, NDArray[Any]]
+NO_FEEDS: Feeds = {}
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 LARGEST_MESSAGE = (1 << 31) - 1
@@ -81,6 +82,7 @@ class Runtime:
         flush: bool = False,
         profile: Path | None = None,
         weights: Mapping[str, NDArray[Any]] | None = None,
+        defaults: Feeds | None = None,
     ) -> Session:
         """Return a session; external data of a model that is no path is looked for in the root of ``folder``.
 
@@ -88,7 +90,8 @@ class Runtime:
         ``alone`` no node may be left to the CPU instead of the provider. ``flush`` makes zeros of denormal numbers,
         which cost the CPU a hundred times as much as others. With ``profile``, the time of each node is written to a
         file whose path begins so; :meth:`Session.profile` ends it. ``weights``: initializers that the model declares
-        as external data, by name; they are used where they are, not copied.
+        as external data, by name; they are used where they are, not copied. ``defaults``: what inputs get that are not
+        fed.
 
         Raises:
             CannotRun: ONNX Runtime does not load the model.
@@ -132,17 +135,18 @@ class Runtime:
                 f"provider {self.provider!r} was asked for, but ONNX Runtime fell back to "
                 f"{', '.join(session.get_providers())}; check the CUDA and cuDNN libraries"
             )
-        return Session(session, self.provider, (weights, values))
+        return Session(session, self.provider, (weights, values), defaults or {})
 
 
 class Session:
     """A loaded model."""
 
-    def __init__(self, session: Any, provider: str = "cpu", kept: object = None) -> None:
-        """``kept``: what must live as long as the session."""
-        self._session, self._device, self._kept = session, provider, kept
-        self.inputs: tuple[tuple[str, str, tuple[Any, ...]], ...] = tuple(
-            (i.name, i.type, tuple(i.shape or ())) for i in session.get_inputs()
+    def __init__(self, session: Any, provider: str = "cpu", kept: object = None, defaults: Feeds = NO_FEEDS) -> None:
+        """``kept``: what must live as long as the session; ``defaults``: what inputs get that are not fed."""
+        self._session, self._device, self._kept, self._defaults = session, provider, kept, defaults
+        self.inputs, self.overridable = (
+            tuple((i.name, i.type, tuple(i.shape or ())) for i in found)
+            for found in (session.get_inputs(), session.get_overridable_initializers())
         )
         self.outputs: tuple[str, ...] = tuple(o.name for o in session.get_outputs())
 
@@ -156,7 +160,7 @@ class Session:
         """
         names = list(self.outputs if outputs is None else outputs)
         try:
-            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+            return dict(zip(names, self._session.run(names, {**self._defaults, **feeds}), strict=True))
         except Exception as error:  # noqa: BLE001  ONNX Runtime raises what it likes
             raise _fault(error) from None
 

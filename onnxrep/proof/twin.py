@@ -17,10 +17,11 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from onnxrep import files
 from onnxrep.escape import printable
-from onnxrep.graph import DEFAULT_DOMAINS, Model
+from onnxrep.graph import DEFAULT_DOMAINS, Model, overridable
 from onnxrep.proof.errors import NoTwin
 from onnxrep.proof.judge import ROUNDOFF
 from onnxrep.proof.lowering import LOWERINGS
+from onnxrep.proof.scopes import distinct
 from onnxrep.shapes import infer
 
 FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE))
@@ -56,6 +57,7 @@ class Twin:
     Attributes:
         model: the message, inputs and outputs in double where they were float.
         islands: op types that stay in float32, sorted.
+        defaults: values of inputs for which a caller need not feed any.
 
     """
 
@@ -83,7 +85,9 @@ class Twin:
             NoTwin: a type or op in it cannot be expressed.
 
         """
-        source = _inlined(model, shapes)
+        source = distinct(_inlined(model, shapes))
+        self._overridable = overridable(source)
+        self.defaults: dict[str, NDArray[Any]] = {}
         self._folder, self._apart = folder, apart
         self.forced = islands
         self.found: set[str] = set()
@@ -113,28 +117,19 @@ class Twin:
     # -- what is known ----------------------------------------------------------------------------------------------
 
     def _learn(self, graph: onnx.GraphProto, inferred: onnx.GraphProto | None) -> None:
-        """Note the element types and dims of a graph's values; the two branches of an If may have names in common."""
-        types: dict[str, int] = {t.name: t.data_type for t in graph.initializer}
-        found: dict[str, tuple[int | None, ...]] = {t.name: tuple(t.dims) for t in graph.initializer}
+        """Note the element types and dims of a graph's values."""
+        for tensor in graph.initializer:
+            self.types[tensor.name] = tensor.data_type
+            self.dims[tensor.name] = tuple(tensor.dims)
         for source in (graph, inferred) if inferred is not None else (graph,):
             for value in (*source.input, *source.value_info, *source.output):
                 if value.type.HasField("tensor_type"):
                     kind = value.type.tensor_type
-                    types[value.name] = kind.elem_type or types.get(value.name, 0)
+                    self.types[value.name] = kind.elem_type or self.types.get(value.name, 0)
                     if kind.HasField("shape"):
-                        found[value.name] = tuple(
+                        self.dims[value.name] = tuple(
                             d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim
                         )
-        for name, element in types.items():
-            known = self.types.get(name, 0) or element
-            if element not in (0, known):
-                raise NoTwin(f"{printable(name)} names values of two types")
-            self.types[name] = known
-        for name, dims in found.items():
-            other = self.dims.get(name, dims)
-            if len(other) != len(dims):
-                raise NoTwin(f"{printable(name)} names values of two ranks")
-            self.dims[name] = tuple(a if a == b else None for a, b in zip(dims, other, strict=True))
 
     def is_float(self, name: str) -> bool:
         """Whether a value holds floats."""
@@ -152,11 +147,11 @@ class Twin:
         """Translate one graph."""
         if source.sparse_initializer:
             raise NoTwin("sparse initializers")
-        own = {t.name: t for t in source.initializer}
+        every = {t.name: t for t in source.initializer}
+        own = {name: t for name, t in every.items() if target is not self._main or name not in self._overridable}
         self._sources.update(own)
-        for name in own:
-            self._arrays.pop(name, None)
-        read = [v for v in source.input if v.name not in own]  # what a caller could override counts as the weight it is
+        read = [v for v in source.input if v.name not in own]
+        self.defaults |= {name: self._default(t) for name, t in every.items() if name not in own}
         for values, copies in ((read, target.input), (source.output, target.output)):
             for value in values:
                 copy = copies.add(name=value.name)
@@ -174,7 +169,7 @@ class Twin:
     def _add_used_initializers(self) -> None:
         """Add the original initializers that are still read; lowerings have arranged others anew."""
         used = {name for node in _nodes(self.model) for name in node.input}
-        used |= {v.name for v in self.model.graph.output}
+        used |= {v.name for graph in (self.model.graph, *_bodies(self.model)) for v in graph.output}
         for own, target in self._pending:
             for name in own.keys() & used:
                 if own[name].data_type in FLOATS:
@@ -200,6 +195,10 @@ class Twin:
         if self._apart is None:  # what is kept apart must not lie in memory twice
             self._arrays[name] = values
         return values
+
+    def _default(self, tensor: onnx.TensorProto) -> NDArray[Any]:
+        """Return the value of an input for which a caller need not feed any."""
+        return self._double(tensor) if tensor.data_type in FLOATS else files.array(tensor, self._folder)
 
     def _double(self, tensor: onnx.TensorProto) -> NDArray[np.float64]:
         """Return the values of an initializer that holds floats in double, moved where that is wanted."""
@@ -441,3 +440,12 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
             stack.extend(attribute.g.node)
             for graph in attribute.graphs:
                 stack.extend(graph.node)
+
+
+def _bodies(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs inside a model's nodes."""
+    for node in _nodes(model):
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                yield attribute.g
+            yield from attribute.graphs
