@@ -150,9 +150,9 @@ class Model:
             scope = Scope(self, *pending.pop())
             self.scopes.append(scope)
             for position, node in enumerate(scope.proto.node):
-                bodies = dict(_bodies(node))
                 inner = scope.nodes[position].attrs
-                pending.extend((body, inner[name], scope, position) for name, body in bodies.items())
+                held = dict(bodies(node))
+                pending.extend((body, inner[name], scope, position) for name, body in held.items())
         for scope in self.scopes:
             if scope.parent is not None:
                 _pin_captures(scope)
@@ -206,13 +206,13 @@ def _skeleton(source: onnx.GraphProto, target: onnx.GraphProto, lifted: Collecti
         copy = target.node.add(
             op_type=node.op_type, domain=node.domain, name=node.name, input=node.input, output=node.output
         )
-        for name, body in _bodies(node):
+        for name, body in bodies(node):
             _skeleton(body, copy.attribute.add(name=name, type=AttributeProto.GRAPH).g, lifted)
         if node.op_type in lifted and node.domain in DEFAULT_DOMAINS:
             copy.attribute.extend(a for a in node.attribute if a.type in _PLAIN)
 
 
-def _bodies(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
+def bodies(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
     """Yield the graphs that a node holds, each under a name that is unique within the node."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
@@ -248,7 +248,7 @@ def _all_nodes(model: Model) -> Iterator[onnx.NodeProto]:
     while stack:
         node = stack.pop()
         yield node
-        for _, body in _bodies(node):
+        for _, body in bodies(node):
             stack.extend(body.node)
 
 

@@ -132,6 +132,11 @@ class _Checked:
         """Why it did not pass."""
         return self.record.reason if self.record else ""
 
+    @property
+    def itself(self) -> bool:
+        """Whether it passed, and it was the model itself that was run, not a stand-in."""
+        return self.record is not None and self.verdict == "verified" and "all" in self.record.levels
+
 
 def optimize(
     model: ModelLike,
@@ -224,7 +229,7 @@ def optimize(
                 ran=checked.ran,
                 external=options.external_data,
                 follow_symlinks=options.follow_symlinks,
-                check=_loading(checked.record, options),
+                check=_loading(checked, options),
             )
     report = Report(
         status,
@@ -519,7 +524,7 @@ def _runtime(options: Options) -> Any:
     return Runtime(options.provider, options.threads, custom_ops=tuple(options.custom_ops_lib))
 
 
-def _loading(verification: records.Verification | None, options: Options) -> Callable[[Path], None]:
+def _loading(checked: _Checked, options: Options) -> Callable[[Path], None]:
     """Return a check that ONNX Runtime loads a file: the model itself, not a stand-in, must have been run before."""
 
     def check(path: Path) -> None:
@@ -530,8 +535,7 @@ def _loading(verification: records.Verification | None, options: Options) -> Cal
         except CannotRun as error:
             raise OutputError(f"not written: ONNX Runtime does not load it from its file ({error})") from None
 
-    ran = verification is not None and verification.verdict == "verified" and "all" in verification.levels
-    return check if ran else lambda path: None
+    return check if checked.itself else lambda path: None
 
 
 def _verify(
@@ -551,9 +555,8 @@ def _verify(
         return _Checked(_verification_record(Verdict("rejected", reason, provider=options.provider)))
     validity.check(original, "the original")
     made = [fold.output for fold in folds if not fold.scope]
-    found = _check(before, after, options, made, progress)
-    itself = found.verdict == "verified" and "all" in found.levels and after.serialized is after.message
-    return _Checked(found, after.message if itself else None)
+    found = _Checked(_check(before, after, options, made, progress))
+    return replace(found, ran=after.message) if found.itself and after.serialized is after.message else found
 
 
 def _sides(source: files.ModelFile, original: onnx.ModelProto) -> tuple[Side, Side]:

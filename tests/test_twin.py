@@ -263,8 +263,8 @@ def test_a_weight_that_a_caller_overrides_must_count():
         assert "overridden" in verification.reason
 
 
-def branches(first, second, *, large):
-    """An If whose branches call their weights by the same name; and whether they are large enough to be kept apart."""
+def branches(first, second):
+    """An If whose branches call their weights by the same name."""
     bodies = []
     for weight in (first, second):
         node = helper.make_node("MatMul", ["x", "w"], ["z"])
@@ -276,14 +276,14 @@ def branches(first, second, *, large):
         helper.make_tensor_value_info("c", TensorProto.BOOL, []),
     ]
     graph = helper.make_graph([node], "g", read, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
-    assert large == (first.size * 8 >= 1 << 16)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 @pytest.mark.parametrize("size", [4, 128])
 def test_weights_of_one_name_in_both_branches(size):
     weights = floats(size, size), floats(size, size)
-    model = branches(*weights, large=size > 4)
+    assert (size == 128) == (weights[0].size * 8 >= 1 << 16)
+    model = branches(*weights)
     session, _ = session_of_twin(model, None, Runtime(), None)
     x = RNG.standard_normal((1, size))
     for chosen, weight in zip((True, False), weights, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 from collections import deque
@@ -319,25 +318,20 @@ class _Check:
         fault: Exception | None = None
         with ExitStack() as stack:
             pool, size = None, 0
-            sets = self._input_sets()
-            for count in itertools.count(1):
-                try:
-                    inputs = next(sets)
-                except StopIteration:
-                    break
-                except (NoInput, UsageError) as error:
-                    fault = error
-                    break
-                self._progress(f"verify on input set {count}")
-                if self._wishes.data is not None:  # whose size nobody has looked at
-                    self._measured({name: values.shape for name, values in inputs.feeds.items()})
-                while len(waiting) >= self._workers:  # there may be fewer from this input set on
-                    if (stop := self._compare(waiting.popleft())) is not None:
-                        return stop
-                if pool is None or size != self._workers:
-                    pool, size = ThreadPoolExecutor(self._workers), self._workers
-                    stack.callback(pool.shutdown, cancel_futures=True)
-                waiting.append(self._begin(inputs, pool, old, new, again=old[: int(count == 1)]))
+            try:
+                for count, inputs in enumerate(self._input_sets(), 1):
+                    self._progress(f"verify on input set {count}")
+                    if self._wishes.data is not None:  # whose size nobody has looked at
+                        self._measured({name: values.shape for name, values in inputs.feeds.items()})
+                    while len(waiting) >= self._workers:  # there may be fewer from this input set on
+                        if (stop := self._compare(waiting.popleft())) is not None:
+                            return stop
+                    if pool is None or size != self._workers:
+                        pool, size = ThreadPoolExecutor(self._workers), self._workers
+                        stack.callback(pool.shutdown, cancel_futures=True)
+                    waiting.append(self._begin(inputs, pool, old, new, again=old[: int(count == 1)]))
+            except (NoInput, UsageError) as error:
+                fault = error
             for runs in waiting:
                 if (stop := self._compare(runs)) is not None:
                     return stop

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -72,7 +73,7 @@ def _session(
     """
     if size <= MEMORY_LIMIT:
         held: dict[str, NDArray[Any]] = {}
-        twin = Twin(model, folder, forced, shapes, lambda *weight: _hold(held, *weight), moved=moved)
+        twin = Twin(model, folder, forced, shapes, partial(_hold, held), moved=moved)
         session = runtime.session(twin.model, "off", reuse_memory=False, weights=held, defaults=twin.defaults)
         return session, twin.islands
     with machine.scratch() as name:
@@ -81,7 +82,7 @@ def _session(
             raise NoTwin(f"its weights take {size / 2**30:.0f} GiB in {name}, where {free / 2**30:.0f} GiB are free")
         try:
             with (name / "weights").open("wb") as file:
-                twin = Twin(model, folder, forced, shapes, lambda *weight: _append(file, *weight), moved=moved)
+                twin = Twin(model, folder, forced, shapes, partial(_append, file), moved=moved)
         except OSError as error:
             if isinstance(error, OutputError):
                 raise

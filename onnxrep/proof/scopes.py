@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import onnx
-from onnx import AttributeProto
+
+from onnxrep.graph import bodies
 
 
 def distinct(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -15,7 +16,7 @@ def distinct(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     taken: set[str] = set()
     repeated = False
-    for graph in _graphs(model.graph):
+    for graph in graphs(model.graph):
         mine = set(_defined(graph))
         repeated |= not mine.isdisjoint(taken)
         taken |= mine
@@ -24,25 +25,21 @@ def distinct(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     used = set(_defined(copy.graph))
-    for body in _bodies(copy.graph):
+    for body in _inside(copy.graph):
         _rename(body, {}, used, taken)
     return copy
 
 
-def _bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def _inside(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """Yield the graphs that a graph's nodes hold."""
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.GRAPH:
-                yield attribute.g
-            yield from attribute.graphs
+    return (body for node in graph.node for _, body in bodies(node))
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """Yield a graph and all inside it."""
     yield graph
-    for body in _bodies(graph):
-        yield from _graphs(body)
+    for body in _inside(graph):
+        yield from graphs(body)
 
 
 def _defined(graph: onnx.GraphProto) -> Iterator[str]:
@@ -81,5 +78,5 @@ def _rename(graph: onnx.GraphProto, outer: Mapping[str, str], used: set[str], ta
     for node in graph.node:
         for values in (node.input, node.output):
             values[:] = [names.get(name, name) for name in values]
-    for body in _bodies(graph):
+    for body in _inside(graph):
         _rename(body, names, used, taken)

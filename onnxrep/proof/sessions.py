@@ -81,8 +81,8 @@ class Runtime:
         alone: bool = False,
         flush: bool = False,
         profile: Path | None = None,
-        weights: Mapping[str, NDArray[Any]] | None = None,
-        defaults: Feeds | None = None,
+        weights: Feeds = NO_FEEDS,
+        defaults: Feeds = NO_FEEDS,
     ) -> Session:
         """Return a session; external data of a model that is no path is looked for in the root of ``folder``.
 
@@ -117,7 +117,7 @@ class Runtime:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.root))
         name = PROVIDERS[self.provider]
         settings: dict[str, Any] = {}
-        values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in (weights or {}).items()}
+        values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
         for initializer, value in values.items():
             options.add_initializer(initializer, value)  # alone it would be looked for in a file as well
         options.add_external_initializers(list(values), list(values.values()))
@@ -135,7 +135,7 @@ class Runtime:
                 f"provider {self.provider!r} was asked for, but ONNX Runtime fell back to "
                 f"{', '.join(session.get_providers())}; check the CUDA and cuDNN libraries"
             )
-        return Session(session, self.provider, (weights, values), defaults or {})
+        return Session(session, self.provider, (weights, values), defaults)
 
 
 class Session:

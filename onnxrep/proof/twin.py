@@ -21,7 +21,7 @@ from onnxrep.graph import DEFAULT_DOMAINS, Model, overridable
 from onnxrep.proof.errors import NoTwin
 from onnxrep.proof.judge import ROUNDOFF
 from onnxrep.proof.lowering import LOWERINGS
-from onnxrep.proof.scopes import distinct
+from onnxrep.proof.scopes import distinct, graphs
 from onnxrep.shapes import infer
 
 FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE))
@@ -148,10 +148,10 @@ class Twin:
         if source.sparse_initializer:
             raise NoTwin("sparse initializers")
         every = {t.name: t for t in source.initializer}
-        own = {name: t for name, t in every.items() if target is not self._main or name not in self._overridable}
+        own = {name: t for name, t in every.items() if name not in self._overridable}
         self._sources.update(own)
         read = [v for v in source.input if v.name not in own]
-        self.defaults |= {name: self._default(t) for name, t in every.items() if name not in own}
+        self.defaults |= {name: self._values(t) for name, t in every.items() if name not in own}
         for values, copies in ((read, target.input), (source.output, target.output)):
             for value in values:
                 copy = copies.add(name=value.name)
@@ -169,11 +169,11 @@ class Twin:
     def _add_used_initializers(self) -> None:
         """Add the original initializers that are still read; lowerings have arranged others anew."""
         used = {name for node in _nodes(self.model) for name in node.input}
-        used |= {v.name for graph in (self.model.graph, *_bodies(self.model)) for v in graph.output}
+        used |= {v.name for graph in graphs(self.model.graph) for v in graph.output}
         for own, target in self._pending:
             for name in own.keys() & used:
                 if own[name].data_type in FLOATS:
-                    self.add(target, name, self._double(own[name]))
+                    self.add(target, name, self._values(own[name]))
                 else:
                     target.initializer.add().CopyFrom(self.tensor(own[name]))
 
@@ -191,17 +191,15 @@ class Twin:
         tensor = self._sources.get(name)
         if name in self._arrays or tensor is None or tensor.data_type not in FLOATS:
             return self._arrays.get(name)
-        values = self._double(tensor)
+        values = self._values(tensor)
         if self._apart is None:  # what is kept apart must not lie in memory twice
             self._arrays[name] = values
         return values
 
-    def _default(self, tensor: onnx.TensorProto) -> NDArray[Any]:
-        """Return the value of an input for which a caller need not feed any."""
-        return self._double(tensor) if tensor.data_type in FLOATS else files.array(tensor, self._folder)
-
-    def _double(self, tensor: onnx.TensorProto) -> NDArray[np.float64]:
-        """Return the values of an initializer that holds floats in double, moved where that is wanted."""
+    def _values(self, tensor: onnx.TensorProto) -> NDArray[Any]:
+        """Return the values of an initializer; floats in double, and moved where that is wanted."""
+        if tensor.data_type not in FLOATS:
+            return files.array(tensor, self._folder)
         values = np.asarray(files.array(tensor, self._folder), np.float64)
         if self._moved and tensor.name in self._weights:
             rng = np.random.default_rng(zlib.crc32(tensor.name.encode()))
@@ -440,12 +438,3 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
             stack.extend(attribute.g.node)
             for graph in attribute.graphs:
                 stack.extend(graph.node)
-
-
-def _bodies(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    """Yield the graphs inside a model's nodes."""
-    for node in _nodes(model):
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.GRAPH:
-                yield attribute.g
-            yield from attribute.graphs
