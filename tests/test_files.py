@@ -736,7 +736,7 @@ def test_a_disk_that_is_full(tmp_path, place):
     if place == "in place":
         target = source
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    command = [sys.executable, "-c", LIMITED, str(limit), "optimize", source, "-o", target, "--no-verify"]
+    command = [sys.executable, "-B", "-c", LIMITED, str(limit), "optimize", source, "-o", target, "--no-verify"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 1
     assert len(found.stderr.splitlines()) == 1
