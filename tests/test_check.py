@@ -646,6 +646,15 @@ def test_after_a_verdict_nothing_more_is_begun(monkeypatch):
     assert threading.active_count() == threads
 
 
+def test_a_model_that_only_its_stand_in_could_run_is_written(tmp_path):
+    """ONNX Runtime has no kernels for it, so it cannot be asked to load the file."""
+    for external in (False, True):
+        result = optimize(chain(2, dtype=np.float64), tmp_path / f"{external}.onnx", Options(external_data=external))
+        assert result.status == "folded"
+        assert result.report.verification.levels == ("off",)
+        assert (tmp_path / f"{external}.onnx").is_file()
+
+
 def test_an_early_verdict_says_nothing_of_a_twin_that_judged_nothing(monkeypatch):
     monkeypatch.setattr(check.machine, "cores", lambda: 2)
     n = Net(3)

@@ -238,6 +238,9 @@ def test_weights_that_are_inputs_too_are_weights(ir_version):
     twin = Twin(model, None)
     assert [v.name for v in twin.model.graph.input] == (["i0"] if ir_version == 3 else ["i0", "i1"])
     assert list(twin.defaults) == ([] if ir_version == 3 else ["i1"])
+    session, _ = session_of_twin(model, None, Runtime(), None)
+    original = Runtime().session(model, "off").run({"i0": inputs[0]})["o0"]
+    assert np.allclose(session.run({"i0": inputs[0].astype(np.float64)})["o0"], original, atol=1e-5)
     assert optimize(model).status == "unchanged"
     verification = verify(model, model)
     assert verification.verdict == "verified"
