@@ -15,7 +15,7 @@ import onnx
 
 from models.net import Net
 from onnxrep import optimize
-from onnxrep.pipeline import Options
+from onnxrep.options import Options
 
 SIZES = (1_000, 6_000, 60_000, 100_000)
 WIDTH = 4

@@ -18,7 +18,7 @@ import onnx
 from models import skeletons
 from models.net import Net
 from onnxrep import folding, optimize
-from onnxrep.pipeline import Options
+from onnxrep.options import Options
 from onnxrep.proof.certificate import Certificate, Claim, certify
 from onnxrep.proof.sessions import Session
 

@@ -8,8 +8,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from onnxrep.batch import BatchOptions, run_batch
+    from onnxrep.options import Options
     from onnxrep.passes import fold
-    from onnxrep.pipeline import Options, Result, bench, inspect, optimize, verify
+    from onnxrep.pipeline import Result, bench, inspect, optimize, verify
     from onnxrep.report.records import Comparison
 
 __all__ = [
@@ -37,6 +38,10 @@ def __getattr__(name: str) -> Any:
         from onnxrep.passes import fold
 
         return fold
+    if name == "Options":
+        from onnxrep.options import Options
+
+        return Options
     if name == "Comparison":
         from onnxrep.report.records import Comparison
 

@@ -41,6 +41,10 @@ def _unwatched(facts: Facts | None) -> None:
     """Watch nothing."""
 
 
+def _unheard() -> None:
+    """Do nothing."""
+
+
 class Clock:
     """Seconds per stage."""
 
@@ -120,6 +124,7 @@ def fold(
     selection: Selection = EVERYTHING,
     provider: str = "cpu",
     watch: Watch = _unwatched,
+    found: Callable[[], None] = _unheard,
 ) -> tuple[list[records.Fold], list[records.Refusal]]:
     """Fold a model in place, in as many rounds as find something; return what was done and what was left alone.
 
@@ -131,6 +136,7 @@ def fold(
         selection: what the caller lets fold.
         provider: the execution provider that the model is made for, ``cpu`` or ``cuda``.
         watch: is told what is known about the main graph.
+        found: is called once, when the first fold is found, which is not proven yet.
 
     """
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
@@ -139,7 +145,7 @@ def fold(
         detail = f"opset {opset}; convert the model to opset {OLDEST_OPSET} or later"
         return [], [records.Refusal(node, "", "old-opset", reasons.REASONS["old-opset"], detail)]
     with blas.single():
-        return _Folding(proto, folder, clock or Clock(), skipped, selection, provider, watch).run()
+        return _Folding(proto, folder, clock or Clock(), skipped, selection, provider, watch, found).run()
 
 
 class _Folding:
@@ -154,9 +160,10 @@ class _Folding:
         selection: Selection,
         provider: str,
         watch: Watch,
+        found: Callable[[], None],
     ) -> None:
         self._proto, self._folder, self._clock, self._selection = proto, folder, clock, selection
-        self._provider, self._watch = provider, watch
+        self._provider, self._watch, self._found = provider, watch, found
         self._skipped = set(skipped)
         self._doubts: set[Place] = set()
         self._changed = False
@@ -239,6 +246,8 @@ class _Folding:
                 found.append(each)
             elif not early:
                 self._note([_refusal(facts.scope, each.root, "excluded", objection)])
+        if found:
+            self._tell()
         if not early:
             self._note(_refusal(facts.scope, r.position, r.code, r.detail) for r in commuter.refusals())
         time = Estimator(facts, RATES[self._provider])
@@ -259,6 +268,7 @@ class _Folding:
             if objection:
                 planner.refuse(region, "excluded", objection)
                 continue
+            self._tell()
             try:
                 edit = emitter.edit(region)
                 seconds = time.seconds((*region.removed, *region.shared), edit, region.output)
@@ -267,6 +277,11 @@ class _Folding:
                 planner.refuse(region, "overflow", str(error))
         self._note(_refusal(facts.scope, r.position, r.code, r.detail) for r in planner.refusals())
         return found[::-1]
+
+    def _tell(self) -> None:
+        """Say once that something was found."""
+        found, self._found = self._found, _unheard
+        found()
 
     def _note(self, refusals: Iterable[records.Refusal]) -> None:
         """Remember refusals, in the names of the input, of which those of what is left are a part."""

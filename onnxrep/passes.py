@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from onnxrep import files, pipeline
 from onnxrep.errors import UsageError
+from onnxrep.options import Options
 from onnxrep.report import records
 
 _LARGEST_MESSAGE = 2**31 - 1
@@ -64,7 +65,7 @@ def fold(
 
     """
     source = pipeline.load(model)
-    options = pipeline.Options(verify=False, only_nodes=only, exclude_nodes=exclude, kinds=kinds, select=select)
+    options = Options(verify=False, only_nodes=only, exclude_nodes=exclude, kinds=kinds, select=select)
     folded = pipeline.optimize(source, options=options).model
     if source.folder is not None:
         _take_in(folded, source.folder)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,10 +14,12 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxrep import __version__, files, reasons, rollback, validity
-from onnxrep.errors import OutputError, UnsupportedModel, UsageError
+from onnxrep import __version__, files, validity
+from onnxrep.checking import Checked, Checking, Folded, compared, runtime_of, wishes_of
+from onnxrep.errors import UnsupportedModel, UsageError
 from onnxrep.escape import printable
 from onnxrep.folding import Clock, Place, fold
+from onnxrep.options import Options
 from onnxrep.report import records
 from onnxrep.report.records import Report
 from onnxrep.selection import Selection
@@ -25,66 +27,10 @@ from onnxrep.totals import totals
 
 if TYPE_CHECKING:
     from onnxrep.lift import Facts
-    from onnxrep.proof.check import Verdict
-    from onnxrep.proof.inputs import Wishes
-    from onnxrep.proof.sides import Side
     from onnxrep.tuning.whole import Tuned
 
-Folded: TypeAlias = "tuple[list[records.Fold], list[records.Refusal]]"
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 ModelLike: TypeAlias = "str | Path | bytes | onnx.ModelProto | gs.Graph | files.ModelFile"
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a model is treated.
-
-    Attributes:
-        verify: run the end-to-end check.
-        provider: ``cpu`` or ``cuda``, where both models run for the check.
-        input_shapes: input name -> shape, for inputs with dynamic dimensions.
-        input_ranges: input name -> smallest and largest value that it will get; inputs that the model itself declares
-            as images have the range of its metadata.
-        input_data: a ``.npz`` file with inputs to check on besides the random ones.
-        allow_unverified: write a model also if the check could not decide.
-        inline_functions: replace calls of local functions by their bodies, so that what is in them can fold;
-            a model in which nothing folds stays as it was.
-        external_data: write all weights into a data file beside the model.
-        follow_symlinks: write through an output path that is a symbolic link.
-        hf_cache: read models in a Hugging Face cache, whose files are links: follow those that stay inside the
-            repository's own cache folder.
-        custom_ops_lib: libraries of custom ops for ONNX Runtime. They are code that runs, so name only trusted ones.
-        threads: for ONNX Runtime; 0 leaves it to choose, and means one thread where times are taken.
-        bench: time original and result side by side, and put it in the report.
-        tune: time regions where the price may be wrong, as they were and folded, and take what is faster.
-        tune_cache: folder for the times of regions; None: where the platform keeps caches.
-        only_nodes: patterns as of :mod:`fnmatch` for names of nodes or of their outputs: a region folds only if one of
-            its nodes matches one; empty for all.
-        exclude_nodes: the same for nodes that stay as they are; what is around them folds without them.
-        kinds: kinds of folds that are made (``merge``, ``fuse``, ``move``); empty for all.
-        select: is given the record of each fold, proven and not yet made, and says whether to make it.
-
-    """
-
-    verify: bool = True
-    provider: str = "cpu"
-    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    input_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    input_data: Path | None = None
-    allow_unverified: bool = False
-    inline_functions: bool = False
-    external_data: bool = False
-    follow_symlinks: bool = False
-    hf_cache: bool = False
-    custom_ops_lib: Sequence[Path] = ()
-    threads: int = 0
-    bench: bool = False
-    tune: bool = False
-    tune_cache: Path | None = None
-    only_nodes: Sequence[str] = ()
-    exclude_nodes: Sequence[str] = ()
-    kinds: Sequence[str] = ()
-    select: Callable[[records.Fold], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,29 +59,6 @@ class Result:
     def graph(self) -> gs.Graph:
         """Return the model as an onnx-graphsurgeon graph of its own."""
         return gs.import_onnx(self.model)
-
-
-@dataclass(frozen=True)
-class _Checked:
-    """What the end-to-end check found, if it was run, and the model's bytes if they, but for more outputs, were run."""
-
-    record: records.Verification | None
-    ran: bytes | None = None
-
-    @property
-    def verdict(self) -> str:
-        """See :class:`records.Verification`; empty if it was not run."""
-        return self.record.verdict if self.record else ""
-
-    @property
-    def reason(self) -> str:
-        """Why it did not pass."""
-        return self.record.reason if self.record else ""
-
-    @property
-    def itself(self) -> bool:
-        """Whether it passed, and it was the model itself that was run, not a stand-in."""
-        return self.record is not None and self.verdict == "verified" and "all" in self.record.levels
 
 
 def optimize(
@@ -186,7 +109,7 @@ def optimize(
     if target is not None:
         files.check_target(target, options.follow_symlinks)
     if options.verify or options.bench or options.tune:
-        _runtime(options).check()
+        runtime_of(options).check()
     with clock.stage("read"):
         source = load(model, options.hf_cache)
         external = source.external_digests
@@ -194,26 +117,27 @@ def optimize(
     bytes_before = files.weight_bytes(source.model)
     counting = _Counting(source, options, clock)
     unmatched = _selection(options).unmatched(source.model)
-    folds, refusals = _fold_all(source, options, clock, counting=counting)
-    tuned = None
-    if folds and options.tune:
-        with clock.stage("tune"):
-            counting.facts = None
-            tuned = _tuned(source, options)
-            folds, refusals = tuned.folds, tuned.refusals
-    latency, untimed = tuned.latency if tuned else None, options.bench
-    checked = _Checked(None)
-    status = "folded" if folds else "unchanged"
-    if folds and options.verify:
-        with clock.stage("verify"):
-            checked = _verify(source, options, folds, clock.progress)
-        if checked.verdict == "rejected" and len(folds) > 1:
-            with clock.stage("roll back"):
-                skipped = tuned.skipped if tuned else ()
+    with Checking(source, options) as checking:
+        folds, refusals = _fold_all(source, options, clock, counting=counting, found=checking.begin)
+        tuned = None
+        if folds and options.tune:
+            with clock.stage("tune"):
                 counting.facts = None
-                folds, refusals, checked = _rolled_back(source, options, folds, refusals, checked, skipped)
-                latency, untimed = None, options.bench or options.tune
-        status = {"verified": "folded"}.get(checked.verdict, checked.verdict)
+                tuned = _tuned(source, options)
+                folds, refusals = tuned.folds, tuned.refusals
+        latency, untimed = tuned.latency if tuned else None, options.bench
+        checked = Checked(None)
+        status = "folded" if folds else "unchanged"
+        if folds and options.verify:
+            with clock.stage("verify"):
+                checked = checking.verify(folds, clock.progress)
+            if checked.verdict == "rejected" and len(folds) > 1:
+                with clock.stage("roll back"):
+                    counting.facts = None
+                    refold = _anew(source, options, tuned.skipped if tuned else ())
+                    folds, refusals, checked = checking.rolled_back(folds, refusals, checked, refold)
+                    latency, untimed = None, options.bench or options.tune
+            status = {"verified": "folded"}.get(checked.verdict, checked.verdict)
     good = status in ("folded", "unchanged") or (status == "unverified" and options.allow_unverified)
     if untimed and folds and good and latency is None:
         with clock.stage("bench"):
@@ -229,7 +153,7 @@ def optimize(
                 ran=checked.ran,
                 external=options.external_data,
                 follow_symlinks=options.follow_symlinks,
-                check=_loading(checked, options),
+                check=checking.loads(checked),
             )
     report = Report(
         status,
@@ -333,11 +257,11 @@ def verify(before: ModelLike, after: ModelLike, options: Options | None = None) 
 
     """
     options = options or Options()
-    _runtime(options).check()
+    runtime_of(options).check()
     from onnxrep.proof.sides import Side
 
     old, new = load(before, options.hf_cache), load(after, options.hf_cache)
-    return _check(Side(old.model, old.data, old.folder), Side(new.model, new.data, new.folder), options)
+    return compared(Side(old.model, old.data, old.folder), Side(new.model, new.data, new.folder), options)
 
 
 def bench(
@@ -366,7 +290,7 @@ def bench(
 
     """
     options = options or Options(threads=1)
-    runtime = _runtime(options)
+    runtime = runtime_of(options)
     runtime.check()
     from onnxrep.proof.sides import Side
     from onnxrep.timing.compare import compare
@@ -376,7 +300,7 @@ def bench(
     sides = (Side(old.model, old.data, old.folder), Side(new.model, new.data, new.folder))
     names = (str(old.path or ""), str(new.path or ""))
     budget = Budget(rounds, seconds)
-    found = compare(*sides, runtime, _wishes(options), budget, names=names, progress=progress)
+    found = compare(*sides, runtime, wishes_of(options), budget, names=names, progress=progress)
     return replace(found, versions=versions())
 
 
@@ -387,17 +311,14 @@ def _tuned(source: files.ModelFile, options: Options) -> Tuned:
     from onnxrep.tuning.tune import Tuner
     from onnxrep.tuning.whole import compared, tune
 
-    def fold_anew(skipped: Collection[Place]) -> Folded:
-        source.model.CopyFrom(source.fresh())
-        return _fold_all(source, options, Clock(), skipped)
-
+    fold_anew = _anew(source, options)
     before = Side(source.fresh(), source.data, source.folder)
-    runtime = replace(_runtime(options), threads=options.threads or 1)
+    runtime = replace(runtime_of(options), threads=options.threads or 1)
     tuner = Tuner(
         before,
         lambda skipped: (source.model, fold_anew(skipped)[0]),
         runtime,
-        _wishes(options),
+        wishes_of(options),
         Cache(options.tune_cache),
     )
     return tune(source.model, tuner, fold_anew, compared(tuner))
@@ -405,11 +326,13 @@ def _tuned(source: files.ModelFile, options: Options) -> Tuned:
 
 def _timed(source: files.ModelFile, options: Options) -> records.Comparison:
     """Return the times of the bytes that were read and of the folded message."""
+    from onnxrep.proof.sides import Side
     from onnxrep.timing.compare import compare
     from onnxrep.timing.rounds import Budget
 
-    runtime = replace(_runtime(options), threads=options.threads or 1)
-    return compare(*_sides(source, source.fresh()), runtime, _wishes(options), Budget())
+    runtime = replace(runtime_of(options), threads=options.threads or 1)
+    sides = Side(source.fresh(), source.data, source.folder), Side(source.model, None, source.folder)
+    return compare(*sides, runtime, wishes_of(options), Budget())
 
 
 def load(model: ModelLike, hf_cache: bool = False) -> files.ModelFile:
@@ -428,64 +351,16 @@ def load(model: ModelLike, hf_cache: bool = False) -> files.ModelFile:
     return source
 
 
-def _rolled_back(
-    source: files.ModelFile,
-    options: Options,
-    folds: list[records.Fold],
-    refusals: list[records.Refusal],
-    rejection: _Checked,
-    skipped: Collection[Place],
-) -> tuple[list[records.Fold], list[records.Refusal], _Checked]:
-    """Fold a rejected model again without the folds that cause it; return what was done then, and the verdict on it.
+def _anew(
+    source: files.ModelFile, options: Options, never: Collection[Place] = ()
+) -> Callable[[Collection[Place]], Folded]:
+    """Return what folds a source's message anew, without some folds and those that are never made."""
 
-    Where no folds can be found without which the rest passes, all stays as it was. ``skipped`` was not folded before.
-    """
-    every = [(fold.scope, fold.output) for fold in folds]
-    left: Folded = folds, refusals
-    checked = rejection
-
-    def refold(kept: Collection[Place]) -> Folded:
+    def refold(skipped: Collection[Place]) -> Folded:
         source.model.CopyFrom(source.fresh())
-        return _fold_all(source, options, Clock(), {*every, *skipped} - set(kept))
+        return _fold_all(source, options, Clock(), {*never, *skipped})
 
-    def passes(kept: Collection[Place]) -> bool:
-        nonlocal left, checked
-        left = refold(kept)
-        checked = _verify(source, options, left[0])
-        if checked.verdict == "unverified":
-            raise rollback.Undecided
-        return bool(left[0]) and checked.verdict == "verified"
-
-    bad = rollback.culprits(every, _blamed(source, options, folds), passes)
-    if not bad:
-        refold(every)
-        return folds, refusals, rejection
-    lost = [fold for fold in folds if (fold.scope, fold.output) in bad]
-    return left[0], [*left[1], *(_taken_back(fold, rejection.reason) for fold in lost)], checked
-
-
-def _blamed(source: files.ModelFile, options: Options, folds: Sequence[records.Fold]) -> list[Place]:
-    """Return the folds of the main graph that differ by themselves, fed with what the original makes."""
-    from onnxrep.proof.blame import suspects
-    from onnxrep.proof.errors import CannotRun, NoInput
-
-    original = source.fresh()
-    made = {printable(o): o for model in (original, source.model) for n in model.graph.node for o in n.output}
-    made |= {printable(v.name): v.name for v in original.graph.input}
-    places = [(made[f.output], [made[s] for s in f.sources if s in made]) for f in folds if not f.scope]
-    sides = _sides(source, original)
-    try:
-        found = suspects(*sides, places, _runtime(options), _wishes(options))
-    except (CannotRun, NoInput):
-        return []
-    return [("", printable(output)) for output in found]
-
-
-def _taken_back(fold: records.Fold, reason: str) -> records.Refusal:
-    """Return the record of a fold that was not kept."""
-    node = records.Node(fold.removed[-1].name, fold.removed[-1].op)
-    detail = f"{fold.output}: {reason}"
-    return records.Refusal(node, fold.scope, "taken-back", reasons.REASONS["taken-back"], detail)
+    return refold
 
 
 def _selection(options: Options) -> Selection:
@@ -499,11 +374,12 @@ def _fold_all(
     clock: Clock,
     skipped: Collection[Place] = (),
     counting: _Counting | None = None,
+    found: Callable[[], None] = lambda: None,
 ) -> Folded:
     """Fold a model's message in place, its local functions inlined first if that is wanted and helps."""
-    watch = counting.watch if counting else lambda facts: None
+    selection, watch = _selection(options), counting.watch if counting else lambda facts: None
     if not options.inline_functions or not source.model.functions:
-        return fold(source.model, source.folder, clock, skipped, _selection(options), options.provider, watch)
+        return fold(source.model, source.folder, clock, skipped, selection, options.provider, watch, found)
     from onnx import inliner
 
     try:
@@ -511,102 +387,10 @@ def _fold_all(
     except Exception as error:  # onnx raises what it likes
         raise UnsupportedModel(f"the local functions cannot be inlined: {str(error).splitlines()[0]}") from error
     validity.check(source.model, "the model with its functions inlined")
-    folds, refusals = fold(source.model, source.folder, clock, skipped, _selection(options), options.provider)
+    folds, refusals = fold(source.model, source.folder, clock, skipped, selection, options.provider, found=found)
     if not folds:
         source.model.CopyFrom(source.fresh())
     return folds, refusals
-
-
-def _runtime(options: Options) -> Any:
-    """Return where models run for the check."""
-    from onnxrep.proof.sessions import Runtime
-
-    return Runtime(options.provider, options.threads, custom_ops=tuple(options.custom_ops_lib))
-
-
-def _loading(checked: _Checked, options: Options) -> Callable[[Path], None]:
-    """Return a check that ONNX Runtime loads a file: the model itself, not a stand-in, must have been run before."""
-
-    def check(path: Path) -> None:
-        from onnxrep.proof.errors import CannotRun
-
-        try:
-            _runtime(options).session(path, "off")
-        except CannotRun as error:
-            raise OutputError(f"not written: ONNX Runtime does not load it from its file ({error})") from None
-
-    return check if checked.itself else lambda path: None
-
-
-def _verify(
-    source: files.ModelFile,
-    options: Options,
-    folds: Sequence[records.Fold],
-    progress: Callable[[str], None] = lambda stage: None,
-) -> _Checked:
-    """Check the folded message of a source against the bytes that were read."""
-    from onnxrep.proof.check import Verdict
-
-    original = source.fresh()
-    before, after = _sides(source, original)
-    fault = _checker_fault(before, after)
-    if fault:
-        reason = f"onnx.checker refuses the folded model: {fault}"
-        return _Checked(_verification_record(Verdict("rejected", reason, provider=options.provider)))
-    validity.check(original, "the original")
-    made = [fold.output for fold in folds if not fold.scope]
-    found = _Checked(_check(before, after, options, made, progress))
-    return replace(found, ran=after.message) if found.itself and after.serialized is after.message else found
-
-
-def _sides(source: files.ModelFile, original: onnx.ModelProto) -> tuple[Side, Side]:
-    """Return the original and the folded message as sides of a check."""
-    from onnxrep.proof.sides import Side
-
-    return Side(original, source.data, source.folder), Side(source.model, None, source.folder)
-
-
-def _checker_fault(before: Side, after: Side) -> str:
-    """Say what onnx.checker has against the folded model that it does not have against the original."""
-    try:
-        onnx.checker.check_model(after.message)
-    except Exception as error:  # noqa: BLE001  the checker raises what it likes
-        try:
-            onnx.checker.check_model(before.message)
-        except Exception:  # noqa: BLE001
-            return ""
-        return str(error).splitlines()[0]
-    return ""
-
-
-def _check(
-    before: Side,
-    after: Side,
-    options: Options,
-    folded: Sequence[str] = (),
-    progress: Callable[[str], None] = lambda stage: None,
-) -> records.Verification:
-    """Run the end-to-end check and record it."""
-    from onnxrep.proof.check import check
-
-    return _verification_record(check(before, after, _runtime(options), _wishes(options), folded, progress))
-
-
-def _wishes(options: Options) -> Wishes:
-    """Return what the user says about inputs."""
-    from onnxrep.proof.inputs import Wishes
-
-    return Wishes(options.input_shapes, options.input_data, options.input_ranges)
-
-
-def _verification_record(verdict: Verdict) -> records.Verification:
-    """Return the record of a verdict."""
-    from onnxrep.proof import judge
-
-    outputs = (replace(f, output=printable(f.output)) for f in verdict.figures)
-    fields = {**vars(verdict), "outputs": tuple(records.OutputCheck(**vars(f)) for f in outputs)}
-    del fields["figures"]
-    return records.Verification(constants=judge.CONSTANTS, **fields)
 
 
 def _ops(model: onnx.ModelProto) -> Iterator[str]:

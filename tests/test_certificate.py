@@ -13,9 +13,9 @@ import pytest
 from onnx import numpy_helper
 
 from models.net import Net
-from onnxrep import folding, optimize, pipeline, rollback
+from onnxrep import checking, folding, optimize, rollback
 from onnxrep.emit import Emitter
-from onnxrep.pipeline import Options
+from onnxrep.options import Options
 from onnxrep.plan import numbers
 from onnxrep.proof.blame import suspects
 from onnxrep.proof.certificate import certify
@@ -231,7 +231,7 @@ def test_only_the_folds_that_spoil_the_model_are_taken_back(poisoned, search, mo
     if search == "by itself":
         monkeypatch.setattr(rollback, "MOST_ATTEMPTS", 1)
     else:
-        monkeypatch.setattr(pipeline, "_blamed", lambda *_: [])
+        monkeypatch.setattr(checking.Checking, "_blamed", lambda *_: [])
     model = mutants.network(5)
     outputs = [mutants.sums(model)[k] for k in poisoned]
     real = Emitter.edit

@@ -16,7 +16,7 @@ from models.net import Net
 from onnxrep import Options, optimize, verify
 from onnxrep.errors import ProviderUnavailable, UsageError
 from onnxrep.folding import fold
-from onnxrep.proof import check, inputs, judge, sessions
+from onnxrep.proof import check, inputs, judge, original, reference, sessions
 from onnxrep.proof.inputs import index_limits
 from onnxrep.proof.sessions import Runtime
 from onnxrep.proof.sides import Side
@@ -540,30 +540,30 @@ def test_the_twin_of_external_weights_waits_until_it_is_known_to_fit(tmp_path, m
     """The bytes of the message say nothing of how large its weights are."""
     model = chain(2)
     onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0)
-    monkeypatch.setattr(check, "budget", lambda: 0.0)
-    monkeypatch.setattr(check, "_SMALL_MODEL", 1 << 10)
+    monkeypatch.setattr(original, "budget", lambda: 0.0)
+    monkeypatch.setattr(original, "_SMALL_MODEL", 1 << 10)
     built = []
-    monkeypatch.setattr(check, "session_of_twin", lambda *_: built.append("twin"))
-    monkeypatch.setattr(check.machine, "cores", lambda: 2)
+    monkeypatch.setattr(reference, "session_of_twin", lambda *_: built.append("twin"))
+    monkeypatch.setattr(original.machine, "cores", lambda: 2)
     result = optimize(tmp_path / "m.onnx")
     assert not built
     assert result.status == "unverified"
-    assert check.NEEDS in result.report.verification.reason
+    assert original.NEEDS in result.report.verification.reason
 
 
 def test_the_next_input_set_runs_beside_the_one_before(monkeypatch):
-    monkeypatch.setattr(check.machine, "cores", lambda: 2)
-    reference, second, begun = check._Check._reference, threading.Event(), []
+    monkeypatch.setattr(original.machine, "cores", lambda: 2)
+    run, second, begun = reference.Reference.run, threading.Event(), []
 
     def waiting(self, inputs):
         begun.append(inputs.name)
         if len(begun) == 1:
             assert second.wait(60)
         second.set()
-        return reference(self, inputs)
+        return run(self, inputs)
 
-    monkeypatch.setattr(check._Check, "_reference", waiting)
-    verification = optimize(chain(2)).report.verification
+    monkeypatch.setattr(reference.Reference, "run", waiting)
+    verification = verify(chain(2), chain(2))
     assert verification.verdict == "verified"
     assert list(verification.inputs) == begun
 
@@ -571,9 +571,9 @@ def test_the_next_input_set_runs_beside_the_one_before(monkeypatch):
 @pytest.mark.parametrize("share", [1.5, 2.5])
 def test_runs_side_by_side_need_memory_for_both(share, monkeypatch):
     model = chain(2)
-    monkeypatch.setattr(check.machine, "cores", lambda: 2)
-    monkeypatch.setattr(check, "needed", lambda *_: 1.0)
-    monkeypatch.setattr(check, "budget", lambda: share)
+    monkeypatch.setattr(original.machine, "cores", lambda: 2)
+    monkeypatch.setattr(original, "needed", lambda *_: 1.0)
+    monkeypatch.setattr(original, "budget", lambda: share)
     active, most, run = [], [], sessions.Session.run
 
     def counted(self, *arguments):
@@ -629,18 +629,18 @@ def test_the_users_data_counts_for_memory_too(tmp_path, monkeypatch):
     model = chain(2)
     np.savez(tmp_path / "in.npz", **{model.graph.input[0].name: np.ones((1, 8, 40, 40), np.float32)})
     measured = []
-    monkeypatch.setattr(check, "needed", lambda _, shapes: measured.append(list(shapes.values())) or 1.0)
-    monkeypatch.setattr(check, "budget", lambda: 10.0)
+    monkeypatch.setattr(original, "needed", lambda _, shapes: measured.append(list(shapes.values())) or 1.0)
+    monkeypatch.setattr(original, "budget", lambda: 10.0)
     assert optimize(model, options=Options(input_data=tmp_path / "in.npz")).status == "folded"
     assert [(1, 8, 40, 40)] in measured
 
 
 def test_after_a_verdict_nothing_more_is_begun(monkeypatch):
-    monkeypatch.setattr(check.machine, "cores", lambda: 2)
+    monkeypatch.setattr(original.machine, "cores", lambda: 2)
     monkeypatch.setattr(check, "_same", lambda *_: False)
-    begun, begin, threads = [], check._Check._begin, threading.active_count()
-    monkeypatch.setattr(check._Check, "_begin", lambda self, *a, **k: begun.append(a) or begin(self, *a, **k))
-    verification = optimize(chain(2)).report.verification
+    begun, run, threads = [], original.Original.run, threading.active_count()
+    monkeypatch.setattr(original.Original, "run", lambda self, *a, **k: begun.append(a) or run(self, *a, **k))
+    verification = verify(chain(2), chain(2))
     assert "differs from itself" in verification.reason
     assert len(begun) == 2
     assert threading.active_count() == threads
@@ -656,7 +656,7 @@ def test_a_model_that_only_its_stand_in_could_run_is_written(tmp_path):
 
 
 def test_an_early_verdict_says_nothing_of_a_twin_that_judged_nothing(monkeypatch):
-    monkeypatch.setattr(check.machine, "cores", lambda: 2)
+    monkeypatch.setattr(original.machine, "cores", lambda: 2)
     n = Net(3)
     x = n.input((1, 4, 6, 6))
     model = n.model(n.op("Resize", n.conv(x, 4, 3), "", n.constant([1, 1, 2, 2], dtype=np.float32), mode="cubic"))

@@ -10,7 +10,7 @@ from onnx import TensorProto, numpy_helper
 from models.blocks import count
 from models.net import Net
 from onnxrep import optimize, verify
-from onnxrep.pipeline import Options
+from onnxrep.options import Options
 from tests import mutants, oracle
 from tests.tools import codes, folded
 

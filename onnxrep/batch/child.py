@@ -20,7 +20,9 @@ from onnxrep import files, machine, pipeline
 from onnxrep.batch.records import FINAL, LARGER, expected
 from onnxrep.errors import OnnxrepError, UsageError
 from onnxrep.escape import one_line
-from onnxrep.proof.check import NEEDS, NO_MEMORY
+from onnxrep.options import Options
+from onnxrep.proof.check import NO_MEMORY
+from onnxrep.proof.original import NEEDS
 from onnxrep.proof.sessions import Runtime
 
 Record = dict[str, Any]
@@ -166,7 +168,7 @@ def _below(root: str, path: Path) -> str:
     return Path(os.path.relpath(path.resolve(), Path(root).resolve())).as_posix()
 
 
-def _options(task: Mapping[str, Any]) -> pipeline.Options:
+def _options(task: Mapping[str, Any]) -> Options:
     """Return the pipeline's options for a task."""
     given = dict(task["options"])
     given["input_shapes"] = {name: tuple(shape) for name, shape in given["input_shapes"].items()}
@@ -174,7 +176,7 @@ def _options(task: Mapping[str, Any]) -> pipeline.Options:
     given |= {name: tuple(given[name]) for name in ("only_nodes", "exclude_nodes", "kinds")}
     given["input_data"] = Path(given["input_data"]) if given["input_data"] else None
     given["custom_ops_lib"] = tuple(map(Path, given["custom_ops_lib"]))
-    return pipeline.Options(**given, threads=task["threads"])
+    return Options(**given, threads=task["threads"])
 
 
 def _location(tensor: Any) -> str:
@@ -182,7 +184,7 @@ def _location(tensor: Any) -> str:
     return next((str(e.value) for e in tensor.external_data if e.key == "location"), "")
 
 
-def _key(source: files.ModelFile, options: pipeline.Options) -> str:
+def _key(source: files.ModelFile, options: Options) -> str:
     """Return the hash of all that the result depends on."""
     given = {name: value for name, value in vars(options).items() if name not in ("threads", "select")}
     if options.input_data is not None:

@@ -51,7 +51,7 @@ class BatchOptions:
     """How a batch is treated.
 
     Attributes:
-        verify, provider, input_shapes, input_ranges, input_data: for each model; see :class:`onnxrep.pipeline.Options`.
+        verify, provider, input_shapes, input_ranges, input_data: for each model; see :class:`onnxrep.options.Options`.
         allow_unverified, inline_functions, external_data, follow_symlinks, hf_cache, custom_ops_lib: likewise.
         only_nodes, exclude_nodes, kinds: likewise.
         include, exclude: patterns for the models' relative paths; see :func:`onnxrep.batch.discover.find`.

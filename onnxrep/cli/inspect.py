@@ -46,13 +46,14 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run ``inspect``."""
     from onnxrep import files, pipeline
+    from onnxrep.options import Options
     from onnxrep.report import page, plan
 
     if arguments.report:
         files.check_target(arguments.report)
         check_apart(arguments.report, arguments.model)
     check_html(arguments.html, arguments.model, arguments.report)
-    options = pipeline.Options(
+    options = Options(
         inline_functions=arguments.inline_functions,
         hf_cache=arguments.hf_cache,
         input_shapes=dict(shape(text) for text in arguments.input_shape),

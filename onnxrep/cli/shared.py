@@ -15,7 +15,7 @@ from onnxrep.escape import one_line
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from onnxrep.pipeline import Options
+    from onnxrep.options import Options
 
 
 _ENDLESS = 1 << 16
@@ -176,7 +176,7 @@ def selection(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def options_of(arguments: argparse.Namespace) -> Options:
     """Return the pipeline's options."""
-    from onnxrep.pipeline import Options
+    from onnxrep.options import Options
 
     return Options(
         verify=not getattr(arguments, "no_verify", False),

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxrep.proof.check import LEVELS
 from onnxrep.proof.errors import CannotRun, NoTwin
 from onnxrep.proof.inputs import CONSTANT_SETS, Wishes, cropped, index_limits, input_sets, seed_of
 from onnxrep.proof.judge import OutputFigures, compare, settle
+from onnxrep.proof.original import LEVELS
 from onnxrep.proof.parts import part, places_of
 from onnxrep.proof.reference import session_of_twin
 from onnxrep.proof.sessions import Runtime

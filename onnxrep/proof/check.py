@@ -2,64 +2,33 @@
 
 from __future__ import annotations
 
-import math
-import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Mapping, Sequence, Set
+from concurrent.futures import Future
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxrep import files, machine
 from onnxrep.errors import UsageError
 from onnxrep.escape import printable
-from onnxrep.graph import DEFAULT_DOMAINS
 from onnxrep.proof import judge
-from onnxrep.proof.choices import discrete_choices
+from onnxrep.proof.choices import Choices, discrete_choices
 from onnxrep.proof.emulation import in_bfloat16, number_types
-from onnxrep.proof.errors import CannotRun, NeedsSizes, NoInput, NoTwin
-from onnxrep.proof.inputs import (
-    CONSTANT_SETS,
-    InputSet,
-    Wishes,
-    cropped,
-    declared_ranges,
-    describe,
-    index_limits,
-    input_sets,
-    overridden,
-    seed_of,
-)
+from onnxrep.proof.errors import CannotRun, NoInput, NoTwin
+from onnxrep.proof.inputs import CONSTANT_SETS, InputSet, Wishes
 from onnxrep.proof.judge import OutputFigures, compare, settle
-from onnxrep.proof.memory import budget, needed
-from onnxrep.proof.reference import session_of_twin
-from onnxrep.proof.sessions import LARGEST_MESSAGE, Level, Runtime, Session
+from onnxrep.proof.original import LEVELS, Original, Runs
+from onnxrep.proof.reference import Reference
+from onnxrep.proof.sessions import Level, Runtime, Session
 from onnxrep.proof.sides import Side, interface_fault, roundoff_of
-from onnxrep.proof.twin import RANDOM, Twin, operators
-
-LEVELS: tuple[Level, ...] = ("off", "all")
-
-_WORKERS = 2
-"""Runs side by side, on the CPU."""
-
-_SMALL_INPUT = 1 << 22
-
-_SMALL_MODEL = 1 << 28
-"""Bytes of weights up to which the twin is built while other sessions are, before it is known what runs take."""
-
-NEEDS = "GiB can be used"
-"""Ends the reason of a check that a machine with more memory could do."""
+from onnxrep.proof.twin import Twin
 
 NO_MEMORY = "not enough memory"
 """Begins the reason of a check that another machine, or a larger share of this one, could do."""
-
-_Kind = Literal["original", "moved", "new"]
-"""A twin: of the original, of the original with each weight moved by up to one rounding, of the new model."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +79,18 @@ def check(
     wishes: Wishes,
     folded: Sequence[str] = (),
     progress: Callable[[str], None] = lambda stage: None,
+    begun: Original | None = None,
 ) -> Verdict:
     """Judge whether two models are the same function.
 
-    ``folded``: values of the new model that folds made, if they are known. ``progress``: is told each input set.
+    Args:
+        before: the original.
+        after: the new model.
+        runtime: where both run.
+        wishes: what the user says about inputs.
+        folded: values of the new model that folds made, if they are known.
+        progress: is told each input set.
+        begun: runs of the original with the same runtime and wishes that have begun; is closed.
 
     Raises:
         UsageError: the user's shapes or data do not fit the model.
@@ -123,19 +100,18 @@ def check(
     fault = interface_fault(before.model, after.model)
     if fault:
         return Verdict("rejected", f"interface: {fault}", provider=runtime.provider)
-    wishes = replace(wishes, ranges={**declared_ranges(before.model), **wishes.ranges})
-    return _Check(before, after, runtime, wishes, folded, progress).verdict()
-
-
-@dataclass(frozen=True)
-class _Runs:
-    """What the models make, or will, of one input set: the twin, the original (again, too) and the new model."""
-
-    inputs: InputSet
-    reference: Future[dict[str, Any]]
-    before: Sequence[Future[dict[str, Any]]]
-    repeated: Sequence[Future[dict[str, Any]]]
-    after: Sequence[Future[dict[str, Any]]]
+    choices = discrete_choices(before.model, after.model)
+    watched = [n for n in dict.fromkeys((*choices.causes, *choices.results)) if n not in before.outputs]
+    if begun is not None:
+        with closing(begun), suppress(MemoryError):  # there may be more of it now
+            if not watched and begun.is_ahead():
+                return _Check(begun, after, choices, folded, progress).verdict()
+    with closing(Original(before, runtime, wishes, watched)) as original:
+        check = _Check(original, after, choices, folded, progress)
+        try:
+            return check.verdict()
+        except MemoryError as error:
+            return check.say("unverified", f"{NO_MEMORY}: {error}" if str(error) else NO_MEMORY)
 
 
 class _Check:
@@ -143,125 +119,86 @@ class _Check:
 
     def __init__(
         self,
-        before: Side,
+        original: Original,
         after: Side,
-        runtime: Runtime,
-        wishes: Wishes,
+        choices: Choices,
         folded: Sequence[str],
         progress: Callable[[str], None],
     ) -> None:
-        self._progress = progress
-        self._before, self._after, self._wishes = before, after, wishes
-        self._workers, self._runtime = 1, runtime
-        if runtime.provider == "cpu":  # much of a twin has no use for several threads
-            threads = runtime.threads or machine.cores()
-            self._workers = min(_WORKERS, threads)
-            self._runtime = replace(runtime, threads=threads // self._workers)
-        small = before.data is not None or before.model.ByteSize() <= LARGEST_MESSAGE
-        self._seed = seed_of(before.serialized) if small else 0
-        self._roundoff = roundoff_of(before.model, after.model)
-        self._choices = discrete_choices(before.model, after.model)
-        self._outputs = [v.name for v in before.model.graph.output]
+        self._original, self._after, self._choices, self._progress = original, after, choices, progress
+        self._before = original.side
+        self._references = {
+            "original": original.reference,
+            "moved": Reference(self._before, original.watched, original.runtime, moved=True),
+            "new": Reference(after, original.watched, original.runtime),
+        }
+        self._roundoff = roundoff_of(self._before.model, after.model)
         self._figures: list[OutputFigures] = []
         self._ran: list[str] = []
         self._jumped: set[str] = set()
-        self._islands: set[str] = set()
-        self._twins: dict[Any, Session] = {}
-        self._building = threading.Lock()
-        self._begun: Future[tuple[Session, Sequence[str]]] | None = None
-        self._judging: Session | None = None
         self._proven = bool(folded)
-        self._inside: list[str] = []
         self._notes: list[str] = []
-        self._afforded = False
         self._levels: tuple[Level, ...] = LEVELS
-        self._repeats = 2 if runtime.provider == "cuda" else 1  # results there need not be the same twice
         self._first: tuple[InputSet, dict[str, Any]] | None = None
         self._fired: dict[str, NDArray[np.bool_]] = {name: np.zeros(0, bool) for name in activated(after.model, folded)}
 
     def verdict(self) -> Verdict:
-        """Run everything and decide."""
-        try:
-            with ThreadPoolExecutor(1) as pool:
-                if self._workers > 1 and files.weight_bytes(self._before.model) < _SMALL_MODEL:
-                    self._begun = pool.submit(self._build_twin, "original", None)
-                return self._verdict()
-        except MemoryError as error:
-            return self._say("unverified", f"{NO_MEMORY}: {error}" if str(error) else NO_MEMORY)
+        """Run everything and decide.
 
-    def _verdict(self) -> Verdict:
-        """Run everything and decide, as far as there is memory."""
-        if any(op in RANDOM and domain in DEFAULT_DOMAINS for domain, op in operators(self._before.model)):
-            return self._say("unverified", "the model draws random numbers")
-        before, after = self._before, self._after
+        Raises:
+            MemoryError: there is too little of it.
+
+        """
+        original, after = self._original, self._after
+        if original.is_random:
+            return self.say("unverified", "the model draws random numbers")
         try:
-            old = self._sessions(before)
+            if not original.sessions:
+                original.load()
         except CannotRun as error:
             try:
-                before, after = self._stand_ins()
-                old = self._sessions(before)
+                played, after = self._stand_ins()
+                original.load(played, self._levels)
             except CannotRun:
-                return self._say("unverified", f"ONNX Runtime does not run the original: {error}")
+                return self.say("unverified", f"ONNX Runtime does not run the original: {error}")
             except NoTwin as fault:
-                return self._say("unverified", f"ONNX Runtime does not run the original ({error}), nor {fault}")
+                return self.say("unverified", f"ONNX Runtime does not run the original ({error}), nor {fault}")
+        seen = (*self._before.outputs, *original.watched)
         try:
-            new = self._sessions(after, [n for n in self._fired if n not in (*self._outputs, *self._extra)])
+            new = original.loaded(after, self._levels, [name for name in self._fired if name not in seen])
         except CannotRun as error:
-            return self._say("rejected", f"ONNX Runtime does not load the new model: {error}")
+            return self.say("rejected", f"ONNX Runtime does not load the new model: {error}")
         try:
-            dynamic = any(not isinstance(dim, int) for _, _, dims in old[0].inputs for dim in dims)
-            self._inside = [name for name in cropped(before.model) if dynamic and name not in self._extra]
-            watched = before.with_outputs([*self._extra, *self._inside])
-            self._judging = self._runtime.session(watched, "off", before.folder) if self._inside else old[0]
-            stop = self._run_all(old * self._repeats, new * self._repeats)
+            stop = self._run_all(new)
             if stop is not None:
                 return stop
             self._note_device(after)
             return self._decide()
         except NoInput as error:
-            return self._say("unverified", f"no legal input: {error}")
+            return self.say("unverified", f"no legal input: {error}")
         except NoTwin as error:
-            return self._say("unverified", f"no float64 twin: {error}")
+            return self.say("unverified", f"no float64 twin: {error}")
 
-    def _input_sets(self) -> Iterator[InputSet]:
-        """Yield the sets on which both models run, the same ones each time."""
-        assert self._judging is not None
-        limits = index_limits(self._before.model)
-        first: InputSet | None = None
-        for inputs in input_sets(self._judging, self._wishes, self._seed, limits, self._affordable, self._inside):
-            first = first or inputs
-            yield inputs
-        others = overridden(self._before.model, self._before.folder, self._judging, self._seed)
-        if first is not None and others:
-            yield InputSet(f"overridden {first.name}", {**first.feeds, **others})
-
-    @property
-    def _extra(self) -> list[str]:
-        """Values to watch besides the outputs."""
-        return [n for n in dict.fromkeys((*self._choices.causes, *self._choices.results)) if n not in self._outputs]
-
-    def _say(self, verdict: str, reason: str = "") -> Verdict:
+    def say(self, verdict: str, reason: str = "") -> Verdict:
+        """Return a verdict, with all that is known."""
         return Verdict(
             verdict,
             reason,
             tuple(self._figures),
-            self._runtime.provider,
+            self._original.runtime.provider,
             self._levels,
             tuple(self._ran),
-            self._seed,
+            self._original.seed,
             self._roundoff,
-            tuple(sorted(self._islands)),
+            tuple(sorted(self._islands())),
             tuple(self._notes),
             sum(fired.size for fired in self._fired.values()),
             sum(int(np.sum(~fired)) for fired in self._fired.values()),
         )
 
-    def _sessions(self, side: Side, watched: Sequence[str] = ()) -> list[Session]:
-        """Return a session per level, with the probes as further outputs; where nothing is optimized, more of them."""
-        plain = side.with_outputs(self._extra)
-        data = {"off": side.with_outputs([*self._extra, *watched]) if watched else plain, "all": plain}
-        with ThreadPoolExecutor(self._workers) as pool:
-            return list(pool.map(lambda lv: self._runtime.session(data[lv], lv, side.folder), self._levels))
+    def _islands(self) -> set[str]:
+        """Return the op types that the twins ran in float32, if they judged anything."""
+        return {op for reference in self._references.values() for op in reference.islands} if self._ran else set()
 
     def _stand_ins(self) -> tuple[Side, Side]:
         """Return models that do what both do, where ONNX Runtime has no kernels for their number type.
@@ -286,55 +223,28 @@ class _Check:
             return first, second
         raise CannotRun("no kernel")
 
-    def _affordable(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Make sure that the float64 twin fits into memory at these shapes.
-
-        Raises:
-            NoInput: it does not.
-        """
-        elements = sum(math.prod(s) for s in shapes.values())
-        if self._afforded and elements <= _SMALL_INPUT:
-            return
-        need, have = self._measured(shapes)
-        if need > have:
-            sizes = describe(shapes)
-            raise NoInput(f"the check at {sizes} needs {need / 2**30:.0f} GiB, {have / 2**30:.0f} {NEEDS}")
-        self._afforded = True
-
-    def _measured(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[float, float]:
-        """Return the bytes that the twin takes at these shapes, and those that may be used."""
-        need, have = needed(self._before.model, shapes), budget()
-        if 2 * need > have:
-            self._workers = 1  # what runs beside the twin would need memory too
-        return need, have
-
-    def _run_all(self, old: Sequence[Session], new: Sequence[Session]) -> Verdict | None:
+    def _run_all(self, new: Sequence[Session]) -> Verdict | None:
         """Compare on all input sets, the next of which runs already; return a verdict if one decides.
 
         Raises:
             NoInput, UsageError: there are no further ones, although there should be, and those before decide nothing.
         """
-        waiting: deque[_Runs] = deque()
+        original = self._original
+        waiting: deque[tuple[Runs, list[Future[dict[str, Any]]]]] = deque()
         fault: Exception | None = None
-        with ExitStack() as stack:
-            pool, size = None, 0
-            try:
-                for count, inputs in enumerate(self._input_sets(), 1):
-                    self._progress(f"verify on input set {count}")
-                    if self._wishes.data is not None:  # whose size nobody has looked at
-                        self._measured({name: values.shape for name, values in inputs.feeds.items()})
-                    while len(waiting) >= self._workers:  # there may be fewer from this input set on
-                        if (stop := self._compare(waiting.popleft())) is not None:
-                            return stop
-                    if pool is None or size != self._workers:
-                        pool, size = ThreadPoolExecutor(self._workers), self._workers
-                        stack.callback(pool.shutdown, cancel_futures=True)
-                    waiting.append(self._begin(inputs, pool, old, new, again=old[: int(count == 1)]))
-            except (NoInput, UsageError) as error:
-                fault = error
-            for runs in waiting:
-                if (stop := self._compare(runs)) is not None:
-                    return stop
+        try:
+            for count, (inputs, runs) in enumerate(original.sets(), 1):
+                self._progress(f"verify on input set {count}")
+                while len(waiting) >= original.workers:  # there may be fewer from this input set on
+                    if (stop := self._compare(*waiting.popleft())) is not None:
+                        return stop
+                begun = runs or original.run(inputs, again=count == 1)
+                waiting.append((begun, [original.submit(s.run, inputs.feeds) for s in new]))
+        except (NoInput, UsageError) as error:
+            fault = error
+        for each in waiting:
+            if (stop := self._compare(*each)) is not None:
+                return stop
         if fault is None:
             return None
         with suppress(NoInput, UsageError):
@@ -343,39 +253,26 @@ class _Check:
                 return verdict
         raise fault
 
-    def _begin(
-        self,
-        inputs: InputSet,
-        pool: ThreadPoolExecutor,
-        old: Sequence[Session],
-        new: Sequence[Session],
-        again: Sequence[Session],
-    ) -> _Runs:
-        """Begin to run all models on one input set, the longest run first."""
-        reference = pool.submit(self._reference, inputs)
-        before, repeated, after = ([pool.submit(s.run, inputs.feeds) for s in many] for many in (old, again, new))
-        return _Runs(inputs, reference, before, repeated, after)
-
-    def _compare(self, runs: _Runs) -> Verdict | None:
+    def _compare(self, runs: Runs, new: Sequence[Future[dict[str, Any]]]) -> Verdict | None:
         """Compare what the models make of one input set; return a verdict if nothing more needs to be run."""
         inputs = runs.inputs
         try:
             before, repeated = ([run.result() for run in many] for many in (runs.before, runs.repeated))
         except CannotRun as error:
-            return self._say("unverified", f"ONNX Runtime does not run the original on {inputs.name}: {error}")
+            return self.say("unverified", f"ONNX Runtime does not run the original on {inputs.name}: {error}")
         if any(not _same(before[0][k], values[k]) for values in repeated for k in values):
-            return self._say("unverified", "the original differs from itself in a second run")
+            return self.say("unverified", "the original differs from itself in a second run")
         try:
-            after = [run.result() for run in runs.after]
+            after = [run.result() for run in new]
         except CannotRun as error:
-            return self._say("rejected", f"ONNX Runtime does not run the new model on {inputs.name}: {error}")
+            return self.say("rejected", f"ONNX Runtime does not run the new model on {inputs.name}: {error}")
         self._watch(after[0])
         reference = runs.reference.result()
         self._first = self._first or (inputs, reference)
         self._ran.append(inputs.name)
         everything = [*before, *after, reference]
         jumped = any(not np.array_equal(before[0][r], run[r]) for r in self._choices.results for run in everything[1:])
-        for name in dict.fromkeys((*self._outputs, *self._choices.causes)):
+        for name in dict.fromkeys((*self._before.outputs, *self._choices.causes)):
             mine, theirs = [b[name] for b in before], [a[name] for a in after]
             self._figures.append(compare(name, inputs.name, mine, theirs, reference[name]))
         if jumped:
@@ -384,18 +281,18 @@ class _Check:
 
     def _note_device(self, after: Side) -> None:
         """Note what CUDA does besides: which precision it has by default, and whether it leaves nodes to the CPU."""
-        if self._runtime.provider != "cuda" or self._first is None:
+        if self._original.runtime.provider != "cuda" or self._first is None:
             return
         inputs, reference = self._first
-        runtime = replace(self._runtime, tf32=True)
+        runtime = replace(self._original.runtime, tf32=True)
         values = runtime.session(after.serialized, "all", after.folder).run(inputs.feeds)
-        errors = [judge.relative_error(values[name], reference[name]) for name in self._outputs]
+        errors = [judge.relative_error(values[name], reference[name]) for name in self._before.outputs]
         self._notes.append(
             f"judged with TF32 off; with it on, as CUDA has it by default, the new model is off by {max(errors):.1g} of"
             " the output"
         )
         try:
-            self._runtime.session(after.serialized, "all", after.folder, alone=True)
+            self._original.runtime.session(after.serialized, "all", after.folder, alone=True)
         except CannotRun:
             self._notes.append("some nodes of the new model run on the CPU: CUDA has no kernels for them")
 
@@ -406,49 +303,6 @@ class _Check:
             if value.ndim > 1:
                 now = np.any(value != 0, axis=tuple(a for a in range(value.ndim) if a != 1))
                 self._fired[name] = now | fired if fired.size == now.size else now
-
-    def _reference(self, inputs: InputSet) -> dict[str, Any]:
-        """Return the outputs of the float64 twin."""
-        return self._run_twin("original", inputs)
-
-    def _run_twin(self, kind: _Kind, inputs: InputSet) -> dict[str, Any]:
-        """Return the outputs of a float64 twin.
-
-        Raises:
-            NoTwin: there is none that runs.
-        """
-        feeds = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in inputs.feeds.items()}
-        twin = self._twin(kind, {k: v.shape for k, v in inputs.feeds.items()})
-        try:
-            return twin.run(feeds)
-        except CannotRun as error:
-            raise NoTwin(f"it does not run on {inputs.name}: {error}") from None
-
-    def _twin(self, kind: _Kind, shapes: Mapping[str, tuple[int, ...]]) -> Session:
-        """Return a session of a twin: one for all sizes, or where that cannot be one per size."""
-        key: tuple[tuple[str, tuple[int, ...]], ...] | None = tuple(shapes.items())
-        with self._building:
-            for known in (None, key):
-                if (kind, known) in self._twins:
-                    return self._twins[kind, known]
-            begun = self._begun if kind == "original" else None
-            try:
-                session, islands = begun.result() if begun else self._build_twin(kind, None)
-                key = None
-            except NeedsSizes:
-                session, islands = self._build_twin(kind, shapes)
-            self._islands |= set(islands)
-            return self._twins.setdefault((kind, key), session)
-
-    def _build_twin(self, kind: _Kind, shapes: Mapping[str, tuple[int, ...]] | None) -> tuple[Session, Sequence[str]]:
-        """Build a twin with the watched values as outputs; return it with its islands."""
-        side = self._after if kind == "new" else self._before
-        source = onnx.ModelProto()
-        source.CopyFrom(side.model)
-        for name in self._extra:
-            source.graph.output.add(name=name)
-        runtime = replace(self._runtime, provider="cpu")
-        return session_of_twin(source, side.folder, runtime, shapes, kind == "moved")
 
     def _undecided(self, f: OutputFigures) -> OutputFigures:
         """Mark a difference that a discrete choice explains: one fell otherwise on this input set."""
@@ -465,21 +319,11 @@ class _Check:
         self._figures = [self._undecided(f) for f in settled]
         return [f for f in self._figures if f.status == "different"]
 
-    def _ran_again(self, names: Set[str]) -> Iterator[InputSet]:
-        """Yield some of the input sets on which the models have run; those behind them need not even exist."""
-        left = set(names)
-        for inputs in self._input_sets():
-            if inputs.name in left:
-                left.remove(inputs.name)
-                yield inputs
-            if not left:
-                return
-
     def _examined(self, measured: Sequence[OutputFigures], doubtful: Set[str]) -> list[OutputFigures]:
         """Return figures with what only float64 can tell, on some input sets."""
         found = {(f.output, f.inputs): f for f in measured}
-        for inputs in self._ran_again(doubtful):
-            reference, moved, new = (self._run_twin(kind, inputs) for kind in ("original", "moved", "new"))
+        for inputs in self._original.ran_again(doubtful):
+            reference, moved, new = (self._references[kind].run(inputs) for kind in ("original", "moved", "new"))
             for (output, name), f in found.items():
                 if name == inputs.name and f.is_measured and f.status == "same":
                     found[output, name] = judge.examined(f, moved[output], new[output], reference[output])
@@ -502,15 +346,13 @@ class _Check:
             f = wrong[0]
             errors = f" (error {f.error_after:.3g}, the original's {f.error_before:.3g})" if f.is_measured else ""
             where = f"{printable(f.output)} on {f.inputs}"
-            return self._say("rejected", f"{where} differs{errors}{': ' if f.detail else ''}{f.detail}")
+            return self.say("rejected", f"{where} differs{errors}{': ' if f.detail else ''}{f.detail}")
         undecided = sum(f.status == "undecided" for f in self._figures)
         if undecided:
             self._notes.append(f"{undecided} comparisons behind a discrete choice (TopK and the like) are undecided")
             if not self._choices.complete:
-                return self._say(
-                    "unverified", "outputs behind a discrete choice jump, and what feeds it cannot be seen"
-                )
-        for output in self._outputs:
+                return self.say("unverified", "outputs behind a discrete choice jump, and what feeds it cannot be seen")
+        for output in self._before.outputs:
             mine = [f for f in self._figures if f.output == output]
             if not any(f.status == "same" and not f.inputs.startswith(CONSTANT_SETS) for f in mine):
                 if self._proven and all(f.detail == judge.ZERO for f in mine):
@@ -519,8 +361,8 @@ class _Check:
                     )
                     continue
                 kinds = sorted({f.detail or f.status for f in mine})
-                return self._say("unverified", f"output {printable(output)} decided nothing: {'; '.join(kinds[:2])}")
-        return self._say("verified")
+                return self.say("unverified", f"output {printable(output)} decided nothing: {'; '.join(kinds[:2])}")
+        return self.say("verified")
 
 
 def activated(model: onnx.ModelProto, folded: Sequence[str]) -> list[str]:

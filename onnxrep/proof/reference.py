@@ -1,22 +1,28 @@
-"""A session of a model's float64 twin: which ops it must leave in float32, and where its weights are kept."""
+"""A model's float64 twin as it runs: which ops it must leave in float32, and where its weights are kept."""
 
 from __future__ import annotations
 
 import math
 import re
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from onnxrep import files, machine
 from onnxrep.errors import OutputError
-from onnxrep.proof.errors import CannotRun, NoTwin
+from onnxrep.proof.errors import CannotRun, NeedsSizes, NoTwin
+from onnxrep.proof.inputs import InputSet
 from onnxrep.proof.sessions import Runtime, Session
+from onnxrep.proof.sides import Side
 from onnxrep.proof.twin import FLOATS, MARK, Twin
 
 MEMORY_LIMIT = 1 << 30
@@ -24,6 +30,61 @@ MEMORY_LIMIT = 1 << 30
 
 _MOST_ISLANDS = 24
 _DOUBLE = 8
+
+
+class Reference:
+    """A model's float64 twin: built when it first runs, or before; one for all sizes, or where that cannot be many."""
+
+    def __init__(self, side: Side, watched: Sequence[str], runtime: Runtime, *, moved: bool = False) -> None:
+        """``watched``: values that are outputs besides the model's own; ``moved`` as in :class:`Twin`."""
+        self.islands: set[str] = set()
+        """Op types that run in float32, of the twins that have run."""
+        self._side, self._watched, self._moved = side, watched, moved
+        self._runtime = replace(runtime, provider="cpu")
+        self._sessions: dict[Any, Session] = {}
+        self._building = threading.Lock()
+        self._begun: Future[tuple[Session, list[str]]] | None = None
+
+    def begin(self, pool: Executor) -> None:
+        """Begin to build it, if that has not begun."""
+        self._begun = self._begun or pool.submit(self._built, None)
+
+    def run(self, inputs: InputSet) -> dict[str, Any]:
+        """Return the outputs.
+
+        Raises:
+            NoTwin: there is none that runs.
+
+        """
+        feeds = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in inputs.feeds.items()}
+        session = self._session({k: v.shape for k, v in inputs.feeds.items()})
+        try:
+            return session.run(feeds)
+        except CannotRun as error:
+            raise NoTwin(f"it does not run on {inputs.name}: {error}") from None
+
+    def _session(self, shapes: Mapping[str, tuple[int, ...]]) -> Session:
+        """Return a session for inputs of these shapes."""
+        key: tuple[tuple[str, tuple[int, ...]], ...] | None = tuple(shapes.items())
+        with self._building:
+            for known in (None, key):
+                if known in self._sessions:
+                    return self._sessions[known]
+            try:
+                session, islands = self._begun.result() if self._begun else self._built(None)
+                key = None
+            except NeedsSizes:
+                session, islands = self._built(shapes)
+            self.islands |= set(islands)
+            return self._sessions.setdefault(key, session)
+
+    def _built(self, shapes: Mapping[str, tuple[int, ...]] | None) -> tuple[Session, list[str]]:
+        """Build a twin; return it with its islands."""
+        source = onnx.ModelProto()
+        source.CopyFrom(self._side.model)
+        for name in self._watched:
+            source.graph.output.add(name=name)
+        return session_of_twin(source, self._side.folder, self._runtime, shapes, self._moved)
 
 
 def session_of_twin(

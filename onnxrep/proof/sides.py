@@ -50,6 +50,11 @@ class Side:
             return self.folder.unlinked(self.model).SerializeToString()
         return self.message
 
+    @cached_property
+    def outputs(self) -> list[str]:
+        """The names of the model's outputs."""
+        return [v.name for v in self.model.graph.output]
+
     def with_outputs(self, names: Iterable[str]) -> bytes:
         """Return the bytes of the model with these values as outputs too: what is appended to a message adds to it."""
         more = onnx.ModelProto()
