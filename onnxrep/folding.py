@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -30,6 +30,9 @@ from onnxrep.structure import came_out, went_in
 OLDEST_OPSET = 7
 _MOST_ROUNDS = 12
 
+_MOST_CALCULATED = 1 << 22
+"""Numbers in float64 that gather before they are proven, and forgotten."""
+
 Place = tuple[str, str]
 """A value: the label of its scope, and its name as it is printed."""
 
@@ -52,68 +55,65 @@ class Clock:
         """``progress``: is told each stage as it begins."""
         self.seconds: dict[str, float] = {}
         self.progress = progress or (lambda stage: None)
+        self._stage, self._since = "", 0.0
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the time of a block for a stage."""
+        """Count the time of a block for a stage, and not for the one around it."""
         self.progress(name)
-        start = time.perf_counter()
+        around = self._stage
+        self._turn(name)
         try:
             yield
         finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 4)
+            self._turn(around)
+
+    def _turn(self, stage: str) -> None:
+        """End the stage that is counted, and begin another."""
+        now = time.perf_counter()
+        if self._stage:
+            self.seconds[self._stage] = round(self.seconds.get(self._stage, 0.0) + now - self._since, 4)
+        self._stage, self._since = stage, now
 
 
 @dataclass(frozen=True)
 class _Proposal:
-    """A region with the edit that would replace it."""
+    """A fold that could be made, without the numbers that were calculated for it: they would fill the memory.
 
-    planner: Planner | Commuter
+    Attributes:
+        emitter: of its scope.
+        scope: where it is.
+        root: position of the node that makes its output.
+        output: the value.
+        removed, sources, shared: see :class:`onnxrep.plan.Region`.
+        edit: what would be done.
+        draft: the record of the fold, but for the proof.
+        claim: which of this round's claims is its own.
+
+    """
+
     emitter: Emitter
-    facts: Facts
-    region: Region | Commutation
+    scope: Scope
+    root: int
+    output: str
+    removed: tuple[int, ...]
+    sources: tuple[str, ...]
+    shared: tuple[int, ...]
     edit: Edit
-    seconds: tuple[float, float]
-
-    @property
-    def scope(self) -> Scope:
-        """Where it is."""
-        return self.facts.scope
+    draft: records.Fold
+    claim: int
 
     @property
     def place(self) -> Place:
         """The value that it makes."""
-        return self.scope.label, printable(self.region.output)
-
-    @property
-    def claim(self) -> Claim:
-        """What must be proven of it."""
-        region, equal = self.region, self.planner.representative
-        return Claim(self.facts, region.output, region.sources, region.spatial, region.rounded, self.edit, equal)
+        return self.scope.label, printable(self.output)
 
     def refusal(self, code: str, detail: str) -> records.Refusal:
         """Return the record of why it is not done."""
-        return _refusal(self.scope, self.region.root, code, detail)
-
-    def fold(self, count: int, certificate: Certificate) -> records.Fold:
-        """Return the record of the fold."""
-        scope, region = self.scope, self.region
-        return records.Fold(
-            printable(str(self.edit.nodes[-1].outputs[0].name)),
-            tuple(map(printable, region.sources)),
-            region.kind,
-            scope.label,
-            tuple(went_in(self.facts, region.covered)),
-            tuple(came_out(scope, self.edit)),
-            (region.before.macs, region.after.macs),
-            count,
-            records.Certificate(certificate.sizes, certificate.probes, certificate.error, certificate.bound),
-            tuple(_ranges(found) for s in region.summands if (found := s.ranges) is not None),
-            self.seconds,
-        )
+        return _refusal(self.scope, self.root, code, detail)
 
 
-_Proven = tuple[_Proposal, Certificate]
+_Proven = tuple[_Proposal, records.Fold]
 
 
 def fold(
@@ -171,6 +171,10 @@ class _Folding:
         self._names: set[tuple[str, str]] = set()
         self._folds: list[records.Fold] = []
         self._refusals: list[records.Refusal] = []
+        self._count = 0
+        self._claims: list[Claim] = []
+        self._calculated = 0  # for the claims
+        self._certificates: list[Certificate] = []
 
     def run(self) -> tuple[list[records.Fold], list[records.Refusal]]:
         """Fold until nothing more is found."""
@@ -196,25 +200,26 @@ class _Folding:
         present = {(s.label, s.node_label(p)) for s in model.scopes for p in range(len(s.nodes))}
         self._names = self._names or present
         self._refusals = [r for r in self._refusals if (r.scope, r.node.name) in present]
+        self._count, self._certificates = count, []
         with self._clock.stage("plan"):
             proposals = [p for facts in every for p in self._exchanged(facts, early=True)]
             proposals = proposals or [p for facts in every for p in self._planned(facts)]
             proposals = proposals or [p for facts in every for p in self._exchanged(facts, early=False)]
-        with self._clock.stage("prove"):
-            certificates = certify([p.claim for p in proposals])
+        self._prove()
         proven: list[_Proven] = []
-        for proposal, certificate in zip(proposals, certificates, strict=True):
+        for proposal in proposals:
+            certificate = self._certificates[proposal.claim]
             if certificate.fault:
                 self._doubts.add(proposal.place)
                 code = "unproven" if certificate.undecided else "certificate"
                 self._note([proposal.refusal(code, certificate.fault)])
             else:
-                proven.append((proposal, certificate))
-        proven = [pair for pair in proven if self._is_selected(*pair, count)]
+                proven.append((proposal, replace(proposal.draft, certificate=_record(certificate))))
+        proven = [pair for pair in proven if self._is_selected(*pair)]
         self._skipped |= self._doubts
         proven, incomplete = _complete(proven)
         self._apart = set() if proven else self._apart | incomplete
-        self._folds += [proposal.fold(count, certificate) for proposal, certificate in proven]
+        self._folds += [fold for _, fold in proven]
         if proven:
             self._watch(None)
             with self._clock.stage("commit"):
@@ -223,14 +228,49 @@ class _Folding:
             self._changed = True
         return bool(proposals)
 
-    def _is_selected(self, proposal: _Proposal, certificate: Certificate, count: int) -> bool:
+    def _is_selected(self, proposal: _Proposal, fold: records.Fold) -> bool:
         """Whether the caller wants a fold; one that is not wanted is not offered again."""
         select = self._selection.select
-        if select is None or select(proposal.fold(count, certificate)):
+        if select is None or select(fold):
             return True
         self._skipped.add(proposal.place)
         self._note([proposal.refusal("excluded", f"{proposal.place[1]} was not selected")])
         return False
+
+    def _proposal(
+        self, origin: Planner | Commuter, emitter: Emitter, time: Estimator, region: Region | Commutation, edit: Edit
+    ) -> _Proposal:
+        """Return a region and its edit as a proposal, and claim that both are the same; prove what has gathered."""
+        facts, scope = emitter.facts, emitter.scope
+        self._claims.append(
+            Claim(facts, region.output, region.sources, region.spatial, region.rounded, edit, origin.representative)
+        )
+        draft = records.Fold(
+            printable(str(edit.nodes[-1].outputs[0].name)),
+            tuple(map(printable, region.sources)),
+            region.kind,
+            scope.label,
+            tuple(went_in(facts, region.covered)),
+            tuple(came_out(scope, edit)),
+            (region.before.macs, region.after.macs),
+            self._count,
+            _record(Certificate()),
+            tuple(_ranges(found) for s in region.summands if (found := s.ranges) is not None),
+            time.seconds((*region.removed, *region.shared), edit, region.output),
+        )
+        claim = len(self._certificates) + len(self._claims) - 1
+        taken = region.removed, region.sources, region.shared
+        proposal = _Proposal(emitter, scope, region.root, region.output, *taken, edit.rounded, draft, claim)
+        self._calculated += edit.calculated
+        if self._calculated > _MOST_CALCULATED:
+            self._prove()
+        return proposal
+
+    def _prove(self) -> None:
+        """Prove the claims that have gathered."""
+        with self._clock.stage("prove"):
+            self._certificates += certify(self._claims)
+        self._claims, self._calculated = [], 0
 
     def _exchanged(self, facts: Facts, *, early: bool) -> list[_Proposal]:
         """Return the exchanges of neighbours in one scope, those to make before or after folding."""
@@ -251,10 +291,7 @@ class _Folding:
         if not early:
             self._note(_refusal(facts.scope, r.position, r.code, r.detail) for r in commuter.refusals())
         time = Estimator(facts, RATES[self._provider])
-        return [
-            _Proposal(commuter, emitter, facts, each, each.edit, time.seconds(each.removed, each.edit, each.output))
-            for each in found
-        ]
+        return [self._proposal(commuter, emitter, time, each, each.edit) for each in found]
 
     def _planned(self, facts: Facts) -> list[_Proposal]:
         """Plan and emit the regions of one scope, in the order of the graph."""
@@ -271,10 +308,10 @@ class _Folding:
             self._tell()
             try:
                 edit = emitter.edit(region)
-                seconds = time.seconds((*region.removed, *region.shared), edit, region.output)
-                found.append(_Proposal(planner, emitter, facts, region, edit, seconds))
             except OverflowError as error:
                 planner.refuse(region, "overflow", str(error))
+                continue
+            found.append(self._proposal(planner, emitter, time, region, edit))
         self._note(_refusal(facts.scope, r.position, r.code, r.detail) for r in planner.refusals())
         return found[::-1]
 
@@ -297,13 +334,13 @@ def _complete(proven: list[_Proven]) -> tuple[list[_Proven], set[Place]]:
     incomplete: set[Place] = set()
     while True:
         good = []
-        for proposal, certificate in proven:
-            scope, region = proposal.scope, proposal.region
-            beside = [p.region for p, _ in proven if p.scope is scope and isinstance(p.region, Region)]
-            if not isinstance(region, Region) or not region.shared or shared_goes(region, scope, beside):
-                good.append((proposal, certificate))
+        for proposal, fold in proven:
+            scope = proposal.scope
+            beside = [p for p, _ in proven if p.scope is scope]
+            if not proposal.shared or shared_goes(proposal, scope, beside):
+                good.append((proposal, fold))
                 continue
-            values = (v for position in region.shared for v in scope.outputs_of(position))
+            values = (v for position in proposal.shared for v in scope.outputs_of(position))
             incomplete.update((scope.label, printable(value)) for value in values)
         if len(good) == len(proven):
             return good, incomplete
@@ -357,6 +394,11 @@ def known_facts(model: Model) -> list[Facts]:
             shapes.refine(constants)
         known[id(scope)] = Facts(scope, constants, shapes)
     return list(known.values())
+
+
+def _record(found: Certificate) -> records.Certificate:
+    """Return the record of a proof."""
+    return records.Certificate(found.sizes, found.probes, found.error, found.bound)
 
 
 def _ranges(found: Ranges) -> records.Ranges:

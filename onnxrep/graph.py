@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -277,6 +277,16 @@ class Edit:
     exact: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
+    def rounded(self) -> Edit:
+        """The edit without what was calculated."""
+        return replace(self, exact={}, reads=tuple(edit.rounded for edit in self.reads))
+
+    @property
+    def calculated(self) -> int:
+        """How many numbers were calculated, what it reads aside."""
+        return sum(values.size for values in self.exact.values())
+
+    @property
     def whole(self) -> tuple[Edit, ...]:
         """The edit, behind those that make what it reads."""
         return (*self.reads, self)
@@ -356,12 +366,13 @@ def _rewrite(scope: Scope, edits: Sequence[Edit], doomed: set[int], dead: set[st
     for index in reversed(range(len(graph.initializer))):  # not rebuilt: that would copy every weight
         if graph.initializer[index].name in dead:
             del graph.initializer[index]
-    tensors = [numpy_helper.from_array(values, name) for edit in edits for name, values in edit.tensors]
-    graph.initializer.extend(tensors)
+    new = [tensor for edit in edits for tensor in edit.tensors]
+    graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in new)  # one at a time
     if ir_version <= _INITIALIZERS_ARE_INPUTS_IR and scope.parent is None:
         _replace(graph.input, [v for v in graph.input if v.name not in dead])
-        for tensor in tensors:
-            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        for name, values in new:
+            kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+            graph.input.append(onnx.helper.make_tensor_value_info(name, kind, values.shape))
 
 
 def _places(scope: Scope, edit: Edit, moved: Mapping[str, int]) -> Iterator[int]:

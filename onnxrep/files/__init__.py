@@ -7,6 +7,7 @@ without following links; what it says of its own sizes is checked in Python inte
 from __future__ import annotations
 
 from onnxrep.files.external import Folder, array, check_tensors
+from onnxrep.files.message import MessageTooLarge, serialized
 from onnxrep.files.reading import ModelFile, parse, read
 from onnxrep.files.temporary import check_target, remove_stale, write_bytes
 from onnxrep.files.tensors import is_external, refer, sparse_tensors, tensor_bytes, tensors, weight_bytes
@@ -15,6 +16,7 @@ from onnxrep.files.writing import ALIGNMENT, write
 __all__ = [
     "ALIGNMENT",
     "Folder",
+    "MessageTooLarge",
     "ModelFile",
     "array",
     "check_target",
@@ -24,6 +26,7 @@ __all__ = [
     "read",
     "refer",
     "remove_stale",
+    "serialized",
     "sparse_tensors",
     "tensor_bytes",
     "tensors",

@@ -13,10 +13,8 @@ from google.protobuf.message import DecodeError
 
 from onnxrep.errors import InvalidModel, MissingInput, OutputError
 from onnxrep.files.external import Folder, Stamp, cache_of, check_tensors
+from onnxrep.files.message import LARGEST_MESSAGE
 from onnxrep.files.tensors import is_external, tensor_bytes, tensors
-
-LARGEST_MESSAGE = (1 << 31) - 1
-"""Bytes that a protobuf message may have."""
 
 _LFS = b"version https://git-lfs"
 

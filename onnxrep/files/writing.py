@@ -12,11 +12,11 @@ from itertools import chain
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import EncodeError
 
 from onnxrep.errors import InvalidModel, OutputError
 from onnxrep.files.external import Folder, Piece, Stamp, check_tensors
-from onnxrep.files.reading import LARGEST_MESSAGE, ModelFile
+from onnxrep.files.message import MessageTooLarge, serialized
+from onnxrep.files.reading import ModelFile
 from onnxrep.files.temporary import check_target, not_written, remove_stale, settle, settle_folder, temporary
 from onnxrep.files.tensors import is_external, refer, tensor_bytes, tensors
 
@@ -95,8 +95,8 @@ def write(
 def _to_move(model: onnx.ModelProto, source: ModelFile, target: Path, external: bool) -> list[onnx.TensorProto]:
     """Return the tensors of ``model`` that belong into a new data file beside ``target``."""
     every = list(tensors(model))
-    inline = [t for t in every if not is_external(t) and len(t.raw_data) >= _SMALL]
-    spill = external or sum(len(t.raw_data) for t in inline) > INLINE_LIMIT
+    inline = [t for t in every if t.HasField("raw_data") and not is_external(t) and tensor_bytes(t) >= _SMALL]
+    spill = external or sum(map(tensor_bytes, inline)) > INLINE_LIMIT
     stay = _same_folder(source, target) and not external
     return [t for t in every if is_external(t) and not stay] + (inline if spill else [])
 
@@ -110,11 +110,10 @@ def _same_folder(source: ModelFile, target: Path) -> bool:
 def _serialized(model: onnx.ModelProto, target: Path) -> bytes:
     """Return the bytes of a model."""
     try:
-        if model.ByteSize() <= LARGEST_MESSAGE:
-            return model.SerializeToString(deterministic=True)
-    except (EncodeError, ValueError):  # the size itself does not fit
-        pass
-    raise OutputError(f"{target}: the model is larger than 2 GiB; --external-data keeps its weights apart")
+        return serialized(model)
+    except MessageTooLarge:
+        reason = "the model is larger than 2 GiB; --external-data keeps its weights apart"
+        raise OutputError(f"{target}: {reason}") from None
 
 
 def _check_written(path: Path, data: bytes, model: onnx.ModelProto, target: Path) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from enum import Enum, auto
+from typing import Protocol
 
 from onnxrep.graph import Scope
 from onnxrep.lift import Lifted
-from onnxrep.plan.records import Region
 from onnxrep.plan.views import View, Views
 
 _LONGEST = 16
@@ -51,7 +51,23 @@ def find_shared(views: Views, apart: Collection[str] = ()) -> tuple[dict[View, f
     return found, whole
 
 
-def shared_goes(region: Region, scope: Scope, regions: Collection[Region]) -> bool:
+class Takes(Protocol):
+    """What is known of a region when it has been planned."""
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        """See :class:`~onnxrep.plan.records.Region`."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """See :class:`~onnxrep.plan.records.Region`."""
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """See :class:`~onnxrep.plan.records.Region`."""
+
+
+def shared_goes(region: Takes, scope: Scope, regions: Collection[Takes]) -> bool:
     """Whether all that a region takes over together with others goes once the given regions have been replaced."""
     removed = {p for each in regions for p in each.removed}
     read = {value for each in regions for value in each.sources}

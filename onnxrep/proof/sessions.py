@@ -21,7 +21,6 @@ Feeds = Mapping[str, NDArray[Any]]
 NO_FEEDS: Feeds = {}
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-LARGEST_MESSAGE = (1 << 31) - 1
 _LEVELS = {"off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL, "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL}
 _FATAL = 4
 _NO_MEMORY = re.compile("bad_alloc|bad allocation|allocate memory")

@@ -12,7 +12,6 @@ from onnxrep import files
 from onnxrep.escape import printable
 from onnxrep.proof import judge
 from onnxrep.proof.errors import CannotRun
-from onnxrep.proof.sessions import LARGEST_MESSAGE
 from onnxrep.proof.twin import FLOATS
 
 
@@ -34,9 +33,10 @@ class Side:
         """
         if self.data is not None:
             return self.data
-        if self.model.ByteSize() > LARGEST_MESSAGE:
-            raise CannotRun("the model is larger than 2 GiB; keep its weights in external data")
-        return self.model.SerializeToString(deterministic=True)
+        try:
+            return files.serialized(self.model)
+        except files.MessageTooLarge:
+            raise CannotRun("the model is larger than 2 GiB; keep its weights in external data") from None
 
     @cached_property
     def serialized(self) -> bytes:
