@@ -65,11 +65,12 @@ class Checking(AbstractContextManager["Checking"]):
 
     def begin(self) -> None:
         """Begin to run the original: there will be something to check."""
+        if not self._options.verify or self._options.tune:  # while times are taken nothing else may run
+            return
         from onnxrep.proof.original import Original
 
-        if self._options.verify and not self._options.tune:  # beside which nothing else may run
-            self._original = Original(self._before(), runtime_of(self._options), wishes_of(self._options))
-            self._original.begin()
+        self._original = Original(self._before(), runtime_of(self._options), wishes_of(self._options))
+        self._original.begin()
 
     def verify(self, folds: Sequence[records.Fold], progress: Callable[[str], None] = lambda stage: None) -> Checked:
         """Check the folded message against the bytes that were read."""

@@ -28,7 +28,7 @@ from onnxrep import files as files_of_models
 from onnxrep.batch import child, display, journal, lock, supervise
 from onnxrep.batch.records import FINAL, Outcome, expected
 from onnxrep.errors import OutputError, UsageError
-from onnxrep.proof import check
+from onnxrep.proof import check, original
 from onnxrep.proof.sessions import Runtime
 from tests.processes import Started, files
 from tests.test_batch_files import refuse
@@ -132,7 +132,7 @@ def test_a_second_run_does_only_what_may_end_otherwise(faulted):
     assert files(root / "out") == known
     done = {r["model"] for r in records(root / "out")[before:]}
     unreadable = {m for m, what in expected.items() if what["status"] == "invalid"}
-    large = {r["model"] for r in records(root / "out") if check.NEEDS in r["reason"]}
+    large = {r["model"] for r in records(root / "out") if original.NEEDS in r["reason"]}
     assert {m for m in done if statuses(first)[m] in FINAL} <= unreadable | large
     assert {m for m, s in statuses(first).items() if s not in FINAL} - set(endless) <= done
     final = [o for o in again.outcomes if o.status in ("folded", "unchanged", "unverified", "unsupported")]

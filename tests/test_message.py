@@ -40,6 +40,7 @@ def test_every_field_that_a_model_may_have(monkeypatch):
     """With all that ONNX knows besides nodes and weights, fields that are set to nothing, and names beyond ASCII."""
     pieces(monkeypatch)
     model = chain(1)
+    model.producer_version = "1"
     model.producer_name, model.doc_string, model.model_version = "", "größer", -3
     model.metadata_props.add(key="k", value="")
     model.training_info.add().algorithm.name = "train"
