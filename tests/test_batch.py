@@ -28,7 +28,7 @@ from onnxrep import files as files_of_models
 from onnxrep.batch import child, display, journal, lock, supervise
 from onnxrep.batch.records import FINAL, Outcome, expected
 from onnxrep.errors import OutputError, UsageError
-from onnxrep.proof import check, original
+from onnxrep.proof import original
 from onnxrep.proof.sessions import Runtime
 from tests.processes import Started, files
 from tests.test_batch_files import refuse
