@@ -42,6 +42,7 @@ class Scope:
         model: the model it belongs to.
         parent: the scope around it, or None.
         owner: position of the node of ``parent`` that holds this graph.
+        body: which of that node's graphs it is.
         producer: value -> position of the node that makes it.
         readers: value -> positions of the nodes of this scope that read it, once per reading input.
         outputs: the graph's outputs.
@@ -50,10 +51,12 @@ class Scope:
 
     """
 
-    def __init__(self, model: Model, proto: onnx.GraphProto, view: gs.Graph, parent: Scope | None, owner: int) -> None:
+    def __init__(
+        self, model: Model, proto: onnx.GraphProto, view: gs.Graph, parent: Scope | None, owner: int, body: str
+    ) -> None:
         if len(view.nodes) != len(proto.node):
             raise AssertionError("the view lost a node")  # position is identity
-        self.model, self.proto, self.parent, self.owner = model, proto, parent, owner
+        self.model, self.proto, self.parent, self.owner, self.body = model, proto, parent, owner, body
         self.nodes: list[gs.Node] = list(view.nodes)
         self.producer: dict[str, int] = {}
         self.readers: dict[str, list[int]] = {}
@@ -93,10 +96,15 @@ class Scope:
 
     @cached_property
     def label(self) -> str:
-        """Where the scope is, for people: the names of the nodes around it; empty for the main graph."""
+        """Where the scope is, for people: the names of the nodes around it; empty for the main graph.
+
+        Behind the name of a node that holds several graphs stands which one it is.
+        """
         if self.parent is None:
             return ""
-        return "/".join(filter(None, (self.parent.label, self.parent.node_label(self.owner))))
+        several = sum(1 for _ in bodies(self.parent.proto.node[self.owner])) > 1
+        parts = self.parent.label, self.parent.node_label(self.owner), printable(self.body) if several else ""
+        return "/".join(filter(None, parts))
 
     def outputs_of(self, position: int) -> list[str]:
         """Return the names of a node's outputs, those left out aside."""
@@ -143,8 +151,8 @@ class Model:
         skeleton.opset_import.add(domain="", version=self.opset or 1)
         _skeleton(proto.graph, skeleton.graph, lifted)
         self.scopes: list[Scope] = []
-        pending: list[tuple[onnx.GraphProto, gs.Graph, Scope | None, int]] = [
-            (proto.graph, gs.import_onnx(skeleton), None, -1)
+        pending: list[tuple[onnx.GraphProto, gs.Graph, Scope | None, int, str]] = [
+            (proto.graph, gs.import_onnx(skeleton), None, -1, "")
         ]
         while pending:
             scope = Scope(self, *pending.pop())
@@ -152,7 +160,7 @@ class Model:
             for position, node in enumerate(scope.proto.node):
                 inner = scope.nodes[position].attrs
                 held = dict(bodies(node))
-                pending.extend((body, inner[name], scope, position) for name, body in held.items())
+                pending.extend((body, inner[name], scope, position, name) for name, body in held.items())
         for scope in self.scopes:
             if scope.parent is not None:
                 _pin_captures(scope)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx.parser
 import pytest
+from google.protobuf.message import DecodeError
 
 from onnxrep.constants import Constants
 from onnxrep.graph import Model
 from onnxrep.lift import LIFTED
-from onnxrep.shapes import FOLLOWED, Shapes, Size, counted, infer
+from onnxrep.shapes import FOLLOWED, Shapes, Size, counted, infer, inferred
 from tests.tools import run
 
 
@@ -109,3 +110,17 @@ def test_where_a_resize_goes_is_followed():
         y = Resize<mode="nearest">(x, none, none, to)
     """
     assert shapes_of(sized, inputs).of("y") == (1, 4, 7, 9)
+
+
+def test_graphs_nested_deeper_than_a_message_may_be_have_no_sizes():
+    """Protobuf reads a hundred levels; a model in memory may have more."""
+    model = onnx.ModelProto(ir_version=10)
+    model.opset_import.add(version=17)
+    graph = model.graph
+    for depth in range(33):
+        node = graph.node.add(op_type="If", input=["c"], output=[f"y{depth}"])
+        graph = node.attribute.add(name="then_branch", type=onnx.AttributeProto.GRAPH).g
+    graph.node.add(op_type="Relu", input=["x"], output=["y"])
+    with pytest.raises(DecodeError):
+        onnx.ModelProto.FromString(model.SerializeToString())
+    assert not inferred(model).graph.value_info

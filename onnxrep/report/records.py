@@ -127,7 +127,7 @@ class Fold:
         sources: the values that it reads.
         kind: ``merge`` (parallel branches became one), ``fuse`` (nodes in sequence became one)
             or ``move`` (nodes changed places).
-        scope: the nodes around it if it lies in the body of an If, Loop or Scan; else empty.
+        scope: the nodes around it if it lies in the body of an If (which of them, too), Loop or Scan; else empty.
         removed, emitted: what went in and what came out.
         macs: multiply-accumulates per position of the output, before and after; of what several folds take over
             together, before is the share.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
 import onnx
@@ -52,7 +52,7 @@ def guard(model: onnx.ModelProto, infer: Callable[[onnx.ModelProto], onnx.ModelP
             node.domain = HIDDEN
     waiting = [node for node in bodies[0] if id(node) in hidden]
     for _ in range(_MOST_ROUNDS if waiting else 0):
-        dims = _sizes(infer(model).graph)
+        dims = _sizes(infer(model).graph, {name for node in waiting for name in node.input})
         harmless = [node for node in waiting if _harmless(node, dims)]
         if not harmless:
             return
@@ -74,17 +74,19 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from _nodes(inner)
 
 
-def _sizes(graph: onnx.GraphProto) -> dict[str, list[int]]:
-    """Return the sizes that inference found, of the graph and of the bodies inside it."""
-    found: dict[str, list[int]] = {t.name: list(t.dims) for t in graph.initializer}
+def _sizes(graph: onnx.GraphProto, wanted: Set[str]) -> dict[str, list[int]]:
+    """Return the sizes that inference found of some values, in the graph and in the bodies inside it."""
+    found = {t.name: list(t.dims) for t in graph.initializer if t.name in wanted}
     for value in (*graph.input, *graph.value_info, *graph.output):
+        if value.name not in wanted:
+            continue
         kind = value.type.tensor_type
         if value.type.HasField("tensor_type") and kind.HasField("shape"):
             found[value.name] = [d.dim_value if d.HasField("dim_value") else _OPEN for d in kind.shape.dim]
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.GRAPH:
-                found |= _sizes(attribute.g)
+                found |= _sizes(attribute.g, wanted)
     return found
 
 

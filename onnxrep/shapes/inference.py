@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from functools import lru_cache
 
 import onnx
-from google.protobuf.message import EncodeError
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import AttributeProto
 
 from onnxrep.files import is_external
@@ -45,7 +45,10 @@ def inferred(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | Non
         light = copy.SerializeToString(deterministic=True)
     except (EncodeError, ValueError):  # bodies of local functions, of more than 2 GiB
         return copy
-    return _remembered(light) if len(light) <= _LIGHT else _inferred(light)
+    try:
+        return _remembered(light) if len(light) <= _LIGHT else _inferred(light)
+    except DecodeError:  # graphs are nested too deep
+        return copy
 
 
 def _inferred(light: bytes) -> onnx.ModelProto:
