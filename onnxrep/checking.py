@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import onnx
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onnxrep.proof.check import Verdict
     from onnxrep.proof.inputs import Wishes
     from onnxrep.proof.original import Original
+    from onnxrep.proof.sessions import Runtime
     from onnxrep.proof.sides import Side
 
 Folded: TypeAlias = "tuple[list[records.Fold], list[records.Refusal]]"
@@ -59,6 +60,10 @@ class Checking(AbstractContextManager["Checking"]):
 
     def __exit__(self, *_: object) -> None:
         """End what was begun."""
+        self._end()
+
+    def _end(self) -> None:
+        """End what was begun; another check begins anew."""
         if self._original is not None:
             self._original.close()
             self._original = None
@@ -67,16 +72,18 @@ class Checking(AbstractContextManager["Checking"]):
         """Begin to run the original: there will be something to check."""
         if not self._options.verify or self._options.tune:  # while times are taken nothing else may run
             return
-        from onnxrep.proof.original import Original
+        from onnxrep.proof.original import Original, may_begin
 
-        self._original = Original(self._before(), runtime_of(self._options), wishes_of(self._options))
-        self._original.begin()
+        runtime = runtime_of(self._options)
+        if may_begin(self._source.model, runtime):
+            self._original = Original(self._before(), runtime, wishes_of(self._options))
+            self._original.begin()
 
     def verify(self, folds: Sequence[records.Fold], progress: Callable[[str], None] = lambda stage: None) -> Checked:
         """Check the folded message against the bytes that were read."""
         from onnxrep.proof.check import Verdict
 
-        with self:
+        try:
             before, after = self._original.side if self._original is not None else self._before(), self._after()
             fault = _checker_fault(before, after)
             if fault:
@@ -84,6 +91,8 @@ class Checking(AbstractContextManager["Checking"]):
                 return Checked(_record(Verdict("rejected", reason, provider=self._options.provider)))
             made = [fold.output for fold in folds if not fold.scope]
             found = Checked(compared(before, after, self._options, made, progress, self._original))
+        finally:
+            self._end()
         return replace(found, ran=after.message) if found.itself and after.serialized is after.message else found
 
     def rolled_back(
@@ -160,7 +169,7 @@ class Checking(AbstractContextManager["Checking"]):
         return [("", printable(output)) for output in found]
 
 
-def runtime_of(options: Options) -> Any:
+def runtime_of(options: Options) -> Runtime:
     """Return where models run."""
     from onnxrep.proof.sessions import Runtime
 
@@ -207,8 +216,14 @@ def _taken_back(fold: records.Fold, reason: str) -> records.Refusal:
 
 def _checker_fault(before: Side, after: Side) -> str:
     """Say what onnx.checker has against the folded model that it does not have against the original."""
+    from onnxrep.proof.errors import CannotRun
+
     try:
-        onnx.checker.check_model(after.message)
+        message = after.message
+    except CannotRun:  # it is too large, which the check itself will say
+        return ""
+    try:
+        onnx.checker.check_model(message)
     except Exception as error:  # noqa: BLE001  the checker raises what it likes
         try:
             onnx.checker.check_model(before.message)

@@ -67,6 +67,8 @@ class Clock:
             yield
         finally:
             self._turn(around)
+            if around:
+                self.progress(around)
 
     def _turn(self, stage: str) -> None:
         """End the stage that is counted, and begin another."""
@@ -88,7 +90,6 @@ class _Proposal:
         removed, sources, shared: see :class:`onnxrep.plan.Region`.
         edit: what would be done.
         draft: the record of the fold, but for the proof.
-        claim: which of this round's claims is its own.
 
     """
 
@@ -101,7 +102,6 @@ class _Proposal:
     shared: tuple[int, ...]
     edit: Edit
     draft: records.Fold
-    claim: int
 
     @property
     def place(self) -> Place:
@@ -172,9 +172,9 @@ class _Folding:
         self._folds: list[records.Fold] = []
         self._refusals: list[records.Refusal] = []
         self._count = 0
-        self._claims: list[Claim] = []
+        self._claims: list[tuple[_Proposal, Claim]] = []
         self._calculated = 0  # for the claims
-        self._certificates: list[Certificate] = []
+        self._certificates: dict[int, Certificate] = {}
 
     def run(self) -> tuple[list[records.Fold], list[records.Refusal]]:
         """Fold until nothing more is found."""
@@ -200,7 +200,7 @@ class _Folding:
         present = {(s.label, s.node_label(p)) for s in model.scopes for p in range(len(s.nodes))}
         self._names = self._names or present
         self._refusals = [r for r in self._refusals if (r.scope, r.node.name) in present]
-        self._count, self._certificates = count, []
+        self._count, self._certificates = count, {}
         with self._clock.stage("plan"):
             proposals = [p for facts in every for p in self._exchanged(facts, early=True)]
             proposals = proposals or [p for facts in every for p in self._planned(facts)]
@@ -208,7 +208,7 @@ class _Folding:
         self._prove()
         proven: list[_Proven] = []
         for proposal in proposals:
-            certificate = self._certificates[proposal.claim]
+            certificate = self._certificates[id(proposal)]
             if certificate.fault:
                 self._doubts.add(proposal.place)
                 code = "unproven" if certificate.undecided else "certificate"
@@ -238,13 +238,15 @@ class _Folding:
         return False
 
     def _proposal(
-        self, origin: Planner | Commuter, emitter: Emitter, time: Estimator, region: Region | Commutation, edit: Edit
+        self,
+        origin: Planner | Commuter,
+        emitter: Emitter,
+        region: Region | Commutation,
+        edit: Edit,
+        seconds: tuple[float, float],
     ) -> _Proposal:
         """Return a region and its edit as a proposal, and claim that both are the same; prove what has gathered."""
         facts, scope = emitter.facts, emitter.scope
-        self._claims.append(
-            Claim(facts, region.output, region.sources, region.spatial, region.rounded, edit, origin.representative)
-        )
         draft = records.Fold(
             printable(str(edit.nodes[-1].outputs[0].name)),
             tuple(map(printable, region.sources)),
@@ -256,11 +258,13 @@ class _Folding:
             self._count,
             _record(Certificate()),
             tuple(_ranges(found) for s in region.summands if (found := s.ranges) is not None),
-            time.seconds((*region.removed, *region.shared), edit, region.output),
+            seconds,
         )
-        claim = len(self._certificates) + len(self._claims) - 1
         taken = region.removed, region.sources, region.shared
-        proposal = _Proposal(emitter, scope, region.root, region.output, *taken, edit.rounded, draft, claim)
+        proposal = _Proposal(emitter, scope, region.root, region.output, *taken, edit.rounded, draft)
+        read, equal = region.sources, origin.representative
+        claim = Claim(facts, region.output, read, region.spatial, region.rounded, edit, equal)
+        self._claims.append((proposal, claim))
         self._calculated += edit.calculated
         if self._calculated > _MOST_CALCULATED:
             self._prove()
@@ -269,7 +273,8 @@ class _Folding:
     def _prove(self) -> None:
         """Prove the claims that have gathered."""
         with self._clock.stage("prove"):
-            self._certificates += certify(self._claims)
+            found = certify([claim for _, claim in self._claims])
+        self._certificates |= {id(p): proof for (p, _), proof in zip(self._claims, found, strict=True)}
         self._claims, self._calculated = [], 0
 
     def _exchanged(self, facts: Facts, *, early: bool) -> list[_Proposal]:
@@ -291,7 +296,8 @@ class _Folding:
         if not early:
             self._note(_refusal(facts.scope, r.position, r.code, r.detail) for r in commuter.refusals())
         time = Estimator(facts, RATES[self._provider])
-        return [self._proposal(commuter, emitter, time, each, each.edit) for each in found]
+        estimated = ((each, time.seconds(each.removed, each.edit, each.output)) for each in found)
+        return [self._proposal(commuter, emitter, each, each.edit, seconds) for each, seconds in estimated]
 
     def _planned(self, facts: Facts) -> list[_Proposal]:
         """Plan and emit the regions of one scope, in the order of the graph."""
@@ -308,10 +314,11 @@ class _Folding:
             self._tell()
             try:
                 edit = emitter.edit(region)
+                seconds = time.seconds((*region.removed, *region.shared), edit, region.output)
             except OverflowError as error:
                 planner.refuse(region, "overflow", str(error))
                 continue
-            found.append(self._proposal(planner, emitter, time, region, edit))
+            found.append(self._proposal(planner, emitter, region, edit, seconds))
         self._note(_refusal(facts.scope, r.position, r.code, r.detail) for r in planner.refusals())
         return found[::-1]
 
@@ -334,10 +341,12 @@ def _complete(proven: list[_Proven]) -> tuple[list[_Proven], set[Place]]:
     incomplete: set[Place] = set()
     while True:
         good = []
+        by_scope: dict[int, list[_Proposal]] = {}
+        for proposal, _ in proven:
+            by_scope.setdefault(id(proposal.scope), []).append(proposal)
         for proposal, fold in proven:
             scope = proposal.scope
-            beside = [p for p, _ in proven if p.scope is scope]
-            if not proposal.shared or shared_goes(proposal, scope, beside):
+            if not proposal.shared or shared_goes(proposal, scope, by_scope[id(scope)]):
                 good.append((proposal, fold))
                 continue
             values = (v for position in proposal.shared for v in scope.outputs_of(position))

@@ -204,7 +204,6 @@ def overridable(proto: onnx.ModelProto) -> set[str]:
 
 def _skeleton(source: onnx.GraphProto, target: onnx.GraphProto, lifted: Collection[str]) -> None:
     """Copy names, types, dims and the plain attributes of lifted ops; no tensor payload."""
-    target.name = source.name
     for tensor in source.initializer:
         target.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
     for values, copies in ((source.input, target.input), (source.output, target.output)):
@@ -411,7 +410,8 @@ def _export(edit: Edit, old: Sequence[onnx.NodeProto], ir_version: int) -> Itera
     for node, heir in zip(edit.nodes, edit.heirs or [None] * len(edit.nodes), strict=True):
         proto = exported(node)
         if heir is not None:
-            proto.doc_string = old[heir].doc_string
+            said = old[heir].doc_string
+            proto.doc_string = said if isinstance(said, str) else printable(said)  # no UTF-8
             proto.metadata_props.extend(p for p in old[heir].metadata_props if p.key != PROVENANCE)
         if ir_version >= _METADATA_IR and origin:
             proto.metadata_props.add(key=PROVENANCE, value=origin)

@@ -118,7 +118,12 @@ def optimize(
     counting = _Counting(source, options, clock)
     unmatched = _selection(options).unmatched(source.model)
     with Checking(source, options) as checking:
-        folds, refusals = _fold_all(source, options, clock, counting=counting, found=checking.begin)
+
+        def found() -> None:
+            with clock.stage("verify"):
+                checking.begin()
+
+        folds, refusals = _fold_all(source, options, clock, counting=counting, found=found)
         tuned = None
         if folds and options.tune:
             with clock.stage("tune"):

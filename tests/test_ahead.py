@@ -7,10 +7,12 @@ import threading
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from models.net import Net
 from onnxrep import Options, folding, optimize
-from onnxrep.proof import original, sessions
+from onnxrep.errors import UsageError
+from onnxrep.proof import check, original, sessions
 from onnxrep.proof.errors import CannotRun
 
 
@@ -51,6 +53,12 @@ def wait_for(monkeypatch, event):
         return real(claims)
 
     monkeypatch.setattr(folding, "certify", certify)
+
+
+def _said():
+    event = threading.Event()
+    event.set()
+    return event
 
 
 def all_begun(monkeypatch, count):
@@ -109,6 +117,64 @@ def test_what_fails_ahead_is_judged_as_ever(monkeypatch, begun):
     assert verification.verdict == "verified"
 
 
+def test_an_original_that_differs_from_itself_is_found_ahead_too(monkeypatch, begun):
+    monkeypatch.setattr(check, "_same", lambda *_: False)
+    wait_for(monkeypatch, all_begun(monkeypatch, 2))
+    assert "differs from itself" in optimize(network()).report.verification.reason
+    assert begun
+
+
+def test_what_does_not_fit_into_memory_ahead_is_judged_as_ever(monkeypatch):
+    monkeypatch.setattr(original, "budget", lambda: 0.0)
+    verification = optimize(network()).report.verification
+    assert verification.verdict == "unverified"
+    assert original.NEEDS in verification.reason
+
+
+def test_a_wish_that_does_not_fit_is_the_callers_fault_ahead_too():
+    with pytest.raises(UsageError, match="no such input"):
+        optimize(network(), options=Options(input_ranges={"nothing": (0.0, 1.0)}))
+
+
+def test_no_more_is_begun_once_the_new_model_is_there(monkeypatch, begun):
+    """Nothing that runs ahead ends before the check asks for it: two input sets have begun by then."""
+    asked, run, is_ahead = threading.Event(), sessions.Session.run, original.Original.is_ahead
+    monkeypatch.setattr(sessions.Session, "run", lambda self, *a: asked.wait(60) and run(self, *a))
+
+    def asking(self):
+        self._enough.set()  # as the call itself does first
+        asked.set()
+        return is_ahead(self)
+
+    monkeypatch.setattr(original.Original, "is_ahead", asking)
+    wait_for(monkeypatch, all_begun(monkeypatch, 2))
+    verification = optimize(network()).report.verification
+    assert verification.verdict == "verified"
+    assert len(verification.inputs) == 5
+    assert len(begun) == 2
+
+
+def test_runs_end_when_nobody_needs_them(monkeypatch):
+    """Here they would take hours."""
+    n = Net(1)
+    x = n.input((1, 4, 8, 8))
+    y = n.relu(n.add(n.conv_bn(x, 4, 3), n.conv_bn(x, 4, 1)))
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["on"], ["still"]), helper.make_node("Relu", ["v"], ["w"])],
+        "body",
+        [value("i", TensorProto.INT64, []), value("on", TensorProto.BOOL, []), value("v", TensorProto.FLOAT, None)],
+        [value("still", TensorProto.BOOL, []), value("w", TensorProto.FLOAT, None)],
+    )
+    n.nodes.append(helper.make_node("Loop", [n.constant(2**40, dtype=np.int64), "", y], ["z"], body=body))
+    n.axes["z"] = 2
+    wait_for(monkeypatch, all_begun(monkeypatch, 1))
+    threads = threading.active_count()
+    result = optimize(n.model("z"), options=Options(select=lambda fold: False))
+    assert result.status == "unchanged"
+    assert threading.active_count() == threads
+
+
 def test_memory_that_is_lacking_beside_folding_may_be_there_afterwards(monkeypatch):
     failed, run = [], sessions.Session.run
 
@@ -121,6 +187,14 @@ def test_memory_that_is_lacking_beside_folding_may_be_there_afterwards(monkeypat
     monkeypatch.setattr(sessions.Session, "run", failing)
     wait_for(monkeypatch, all_begun(monkeypatch, 2))
     assert optimize(network()).report.verification.verdict == "verified"
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 28])
+def test_nothing_is_begun_of_a_large_model(limit, monkeypatch, begun):
+    monkeypatch.setattr(original, "_SMALL_MODEL", limit)
+    wait_for(monkeypatch, all_begun(monkeypatch, 1) if limit else _said())
+    assert optimize(network()).status == "folded"
+    assert bool(begun) == bool(limit)
 
 
 def test_nothing_is_begun_where_choices_must_be_watched(begun):

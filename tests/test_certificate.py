@@ -222,6 +222,49 @@ def test_what_could_not_be_proven_is_tried_again_when_the_graph_has_changed():
     assert doubted == []
 
 
+@pytest.mark.parametrize("gathered", [0, 600, 1 << 22])
+@pytest.mark.parametrize("poisoned", range(4))
+def test_each_fold_has_its_own_proof_however_many_are_proven_at_once(poisoned, gathered, monkeypatch):
+    """A fold has 8 channels and 584 numbers, so that 600 make a batch of two."""
+    model = mutants.network(4)
+    output, calls = mutants.sums(model)[poisoned], []
+    monkeypatch.setattr(folding, "_MOST_CALCULATED", gathered)
+    monkeypatch.setattr(folding, "certify", lambda claims: calls.append(len(claims)) or certify(claims))
+
+    def change(tensors, _):
+        mutants.kernel(tensors)[0] *= 1.01
+
+    _, folds, none = certified(model)
+    assert none == []
+    assert max(calls) == {0: 1, 600: 2}.get(gathered, len(folds))
+    with mutants.wrong_weights(output, change):
+        _, kept, bad = certified(model)
+    assert {f.output for f in folds} - {f.output for f in kept} == {output}
+    assert len(bad) == 1
+
+
+def test_a_proof_that_is_missing_is_an_error(monkeypatch):
+    monkeypatch.setattr(folding, "certify", lambda claims: certify(claims)[:-1])
+    with pytest.raises(ValueError, match="shorter"):
+        folding.fold(mutants.network(3), None)
+
+
+def test_a_stage_inside_another_is_not_counted_twice(monkeypatch):
+    now, told = [0.0], []
+    monkeypatch.setattr(folding.time, "perf_counter", lambda: now[0])
+    clock = folding.Clock(told.append)
+    with clock.stage("plan"):
+        now[0] += 1.0
+        with clock.stage("prove"):
+            now[0] += 10.0
+        now[0] += 100.0
+    now[0] += 1000.0
+    with clock.stage("plan"):
+        now[0] += 10000.0
+    assert clock.seconds == {"plan": 10101.0, "prove": 10.0}
+    assert told == ["plan", "prove", "plan", "plan"]
+
+
 # -- rolling back ----------------------------------------------------------------------------------------------------
 
 

@@ -521,6 +521,15 @@ def test_float16_is_folded_in_float64_and_stored_in_float16():
     assert np.allclose(run(model, feeds)[0], run(result, feeds)[0], atol=0.02)
 
 
+def test_sizes_beyond_all_floats_are_refused():
+    n = Net(0)
+    x = n.input((*[2**61] * 18, 4))
+    model = n.model(n.op("Add", *(n.op("MatMul", x, n.constant(n.draw(4, 4))) for _ in range(2))))
+    _, folds, refusals = folded(model)
+    assert not folds
+    assert "overflow" in codes(refusals)
+
+
 def test_overflow_of_the_stored_type():
     n = Net(3, dtype=np.float16)
     x = n.input((1, 4, 6, 6))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from google.protobuf.message import EncodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 from onnx import helper, numpy_helper
 
@@ -20,8 +21,13 @@ from tests.test_check import chain
 
 def pieces(monkeypatch):
     """Let every message be written piece by piece."""
+    at_any_size(monkeypatch)
+    monkeypatch.setattr(message, "_checked", lambda data: pytest.fail("written as one"))
+
+
+def at_any_size(monkeypatch):
     monkeypatch.setattr(message, "_SMALL", 0)
-    monkeypatch.setattr(message, "_at_once", lambda model: pytest.fail("written as one"))
+    monkeypatch.setattr(message, "_EACH", 0)
 
 
 def same(model):
@@ -71,7 +77,7 @@ def test_lengths_of_one_byte_and_more(length, monkeypatch):
 
 @pytest.mark.parametrize("place", ["model", "graph"])
 def test_fields_that_this_version_does_not_know_stay(place, monkeypatch):
-    monkeypatch.setattr(message, "_SMALL", 0)
+    at_any_size(monkeypatch)
     model = chain(1)
     field = bytes([0xFA, 0x3F, 2, 8, 1])  # number 1023
     if place == "model":
@@ -83,11 +89,12 @@ def test_fields_that_this_version_does_not_know_stay(place, monkeypatch):
     assert same(model)
 
 
-@pytest.mark.parametrize("small", [0, 1 << 20])
-def test_a_message_of_more_bytes_than_protobuf_allows_is_refused(small, monkeypatch, tmp_path):
+@pytest.mark.parametrize("pieces", [True, False])
+def test_a_message_of_more_bytes_than_protobuf_allows_is_refused(pieces, monkeypatch, tmp_path):
     model = optimize(chain(2)).model
     size = model.ByteSize()
-    monkeypatch.setattr(message, "_SMALL", small)
+    if pieces:
+        at_any_size(monkeypatch)
     monkeypatch.setattr(message, "LARGEST_MESSAGE", size)
     assert same(model)
     monkeypatch.setattr(message, "LARGEST_MESSAGE", size - 1)
@@ -97,6 +104,45 @@ def test_a_message_of_more_bytes_than_protobuf_allows_is_refused(small, monkeypa
         _ = Side(model, None, None).message
     with pytest.raises(OutputError, match="--external-data keeps its weights apart"):
         optimize(chain(2), tmp_path / "out.onnx", Options(verify=False))
+
+
+@pytest.mark.parametrize("field", ["producer_name", "doc_string", "graph.name", "graph.doc_string", "node.doc_string"])
+def test_texts_that_are_no_utf8_stay(field, monkeypatch, tmp_path):
+    pieces(monkeypatch)
+    model = chain(1)
+    holder = {"graph": model.graph, "node": model.graph.node[0]}.get(field.split(".")[0], model)
+    setattr(holder, field.split(".")[-1], "text-of-mine")
+    odd = onnx.ModelProto.FromString(model.SerializeToString().replace(b"text-of-mine", b"text-\xff\xfe-mine"))
+    assert same(odd)
+    monkeypatch.undo()
+    at_any_size(monkeypatch)
+    result = optimize(odd.SerializeToString(), tmp_path / "out.onnx")
+    assert result.status == "folded"
+    kept = b"text-\\xff\\xfe-mine" if field.startswith("node") else b"text-\xff\xfe-mine"  # a new node has no bytes
+    assert kept in (tmp_path / "out.onnx").read_bytes()
+
+
+def test_a_model_without_a_graph(monkeypatch):
+    at_any_size(monkeypatch)
+    assert same(onnx.ModelProto(ir_version=10))
+
+
+def test_a_part_that_is_too_large_alone_is_refused(monkeypatch):
+    at_any_size(monkeypatch)
+
+    def failing(model):
+        raise EncodeError("Failed to serialize proto")
+
+    monkeypatch.setattr(message, "_written", failing)
+    with pytest.raises(files.MessageTooLarge):
+        files.serialized(chain(1))
+
+
+def test_many_small_parts_are_written_as_one(monkeypatch):
+    """One by one they would take longer."""
+    monkeypatch.setattr(message, "_SMALL", 0)
+    monkeypatch.setattr(message, "_written", lambda model: pytest.fail("written one by one"))
+    assert same(chain(1))
 
 
 def test_weights_are_not_written_into_a_buffer_that_grows(monkeypatch):

@@ -19,8 +19,8 @@ from onnxrep.files.tensors import tensor_bytes
 LARGEST_MESSAGE = (1 << 31) - 1
 """Bytes that a protobuf message may have."""
 
-_SMALL = 1 << 20
-"""Bytes of initializers up to which a message is written as one."""
+_SMALL, _EACH = 1 << 20, 1 << 12
+"""Bytes of initializers, and bytes per node and initializer, up to which a message is written as one."""
 
 _DELIMITED = 2
 """The wire type of what has its length in front; see https://protobuf.dev/programming-guides/encoding/."""
@@ -38,9 +38,19 @@ def serialized(model: onnx.ModelProto) -> bytes:
 
     """
     graph = model.graph
-    weights = sum(map(tensor_bytes, graph.initializer))
-    if weights < _SMALL or len(UnknownFieldSet(model)) or len(UnknownFieldSet(graph)):
-        return _at_once(model)
+    weights, parts = sum(map(tensor_bytes, graph.initializer)), len(graph.node) + len(graph.initializer)
+    plain = weights < max(_SMALL, _EACH * parts) or not model.HasField("graph")
+    try:
+        if plain or len(UnknownFieldSet(model)) or len(UnknownFieldSet(graph)):
+            return _checked(model.SerializeToString(deterministic=True))
+        return _written(model)
+    except EncodeError:  # a part alone is too large
+        raise MessageTooLarge from None
+
+
+def _written(model: onnx.ModelProto) -> bytes:
+    """Return the bytes of a model, its initializers written one by one."""
+    graph = model.graph
     lengths = [tensor.ByteSize() for tensor in graph.initializer]
     number, first, last = _around(graph, "initializer")
     size = len(first) + sum(len(_head(number, n)) + n for n in lengths) + len(last)
@@ -56,12 +66,8 @@ def serialized(model: onnx.ModelProto) -> bytes:
     return result.getvalue()
 
 
-def _at_once(model: onnx.ModelProto) -> bytes:
-    """Return the bytes of a model as the library makes them."""
-    try:
-        data: bytes = model.SerializeToString(deterministic=True)
-    except (EncodeError, ValueError):  # the size itself does not fit
-        raise MessageTooLarge from None
+def _checked(data: bytes) -> bytes:
+    """Return the bytes of a message that is not too large."""
     if len(data) > LARGEST_MESSAGE:
         raise MessageTooLarge
     return data
@@ -79,13 +85,13 @@ def _around(message: Message, name: str) -> tuple[int, bytes, bytes]:
 
 
 def _field(message: Message, number: int, name: str, value: Any) -> Iterator[bytes]:
-    """Yield the bytes of one field; messages in it are not copied."""
-    parts = [value] if isinstance(value, Message) else value if hasattr(value, "MergeFrom") else []
-    if not all(isinstance(part, Message) for part in parts) or not parts:
-        yield type(message)(**{name: value}).SerializeToString(deterministic=True)
-        return
-    for part in parts:
-        data = part.SerializeToString(deterministic=True)
+    """Yield the bytes of one field; messages in it are not copied. A text that is no UTF-8 comes as bytes."""
+    for part in value if hasattr(value, "MergeFrom") and not isinstance(value, Message) else [value]:
+        if isinstance(part, int | float):
+            yield type(message)(**{name: part}).SerializeToString(deterministic=True)
+            continue
+        data = part.SerializeToString(deterministic=True) if isinstance(part, Message) else part
+        data = data.encode() if isinstance(data, str) else data
         yield _head(number, len(data)) + data
 
 

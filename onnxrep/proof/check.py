@@ -90,7 +90,7 @@ def check(
         wishes: what the user says about inputs.
         folded: values of the new model that folds made, if they are known.
         progress: is told each input set.
-        begun: runs of the original with the same runtime and wishes that have begun; is closed.
+        begun: runs of the original with the same runtime and wishes that have begun; closed where they are no help.
 
     Raises:
         UsageError: the user's shapes or data do not fit the model.

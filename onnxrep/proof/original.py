@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import onnx
+
 from onnxrep import files, machine
 from onnxrep.errors import OnnxrepError
 from onnxrep.graph import DEFAULT_DOMAINS
@@ -74,6 +76,17 @@ class Runs:
         return sum(int(getattr(value, "nbytes", 0)) for results in there for value in results.values())
 
 
+def may_begin(model: onnx.ModelProto, runtime: Runtime) -> bool:
+    """Whether a model can run before it is known what it will be compared with: it is small and has no choices."""
+    several = runtime.provider == "cpu" and (runtime.threads or machine.cores()) > 1
+    small = files.weight_bytes(model) < _SMALL_MODEL
+    return several and small and not _is_random(model) and not discrete_choices(model, model).behind
+
+
+def _is_random(model: onnx.ModelProto) -> bool:
+    return any(op in RANDOM and domain in DEFAULT_DOMAINS for domain, op in operators(model))
+
+
 class Original:
     """The original of a check, and the threads in which all its models run."""
 
@@ -101,8 +114,11 @@ class Original:
         self._sets: Iterator[InputSet] | None = None
 
     def close(self) -> None:
-        """End all threads, and let go of what they made; what has not begun will not."""
+        """End all runs and threads, and let go of what they made."""
         self._enough.set()
+        self.reference.stop()
+        for session in (*self.sessions, *filter(None, [self._judging])):
+            session.stop()
         self._others.shutdown(cancel_futures=True)
         if self._pool is not None:
             self._pool[1].shutdown(cancel_futures=True)
@@ -121,17 +137,11 @@ class Original:
     @property
     def is_random(self) -> bool:
         """Whether the model draws random numbers."""
-        return any(op in RANDOM and domain in DEFAULT_DOMAINS for domain, op in operators(self.side.model))
+        return _is_random(self.side.model)
 
     def begin(self) -> None:
-        """Start to run the original, while what the new model is, is not known: if it is small and has no choices."""
-        if (
-            self.workers > 1
-            and self._small
-            and not self.is_random
-            and not discrete_choices(self.side.model, self.side.model).behind
-        ):
-            self._ahead = self._others.submit(self._run_ahead)
+        """Start to run the original, while what the new model is, is not known; see :func:`may_begin`."""
+        self._ahead = self._others.submit(self._run_ahead)
 
     def is_ahead(self) -> bool:
         """Whether all has gone well with what was begun; if it has, :meth:`load` has been done, and nothing is begun.

@@ -63,6 +63,11 @@ class Reference:
         except CannotRun as error:
             raise NoTwin(f"it does not run on {inputs.name}: {error}") from None
 
+    def stop(self) -> None:
+        """End the runs that go on; there will be no others."""
+        for session in list(self._sessions.values()):
+            session.stop()
+
     def _session(self, shapes: Mapping[str, tuple[int, ...]]) -> Session:
         """Return a session for inputs of these shapes."""
         key: tuple[tuple[str, tuple[int, ...]], ...] | None = tuple(shapes.items())

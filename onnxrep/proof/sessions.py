@@ -143,6 +143,8 @@ class Session:
     def __init__(self, session: Any, provider: str = "cpu", kept: object = None, defaults: Feeds = NO_FEEDS) -> None:
         """``kept``: what must live as long as the session; ``defaults``: what inputs get that are not fed."""
         self._session, self._device, self._kept, self._defaults = session, provider, kept, defaults
+        self._options = ort.RunOptions()
+        self._options.log_severity_level = _FATAL
         self.inputs, self.overridable = (
             tuple((i.name, i.type, tuple(i.shape or ())) for i in found)
             for found in (session.get_inputs(), session.get_overridable_initializers())
@@ -159,9 +161,14 @@ class Session:
         """
         names = list(self.outputs if outputs is None else outputs)
         try:
-            return dict(zip(names, self._session.run(names, {**self._defaults, **feeds}), strict=True))
+            results = self._session.run(names, {**self._defaults, **feeds}, self._options)
+            return dict(zip(names, results, strict=True))
         except Exception as error:  # noqa: BLE001  ONNX Runtime raises what it likes
             raise _fault(error) from None
+
+    def stop(self) -> None:
+        """End the runs that go on: they raise CannotRun, and so will others."""
+        self._options.terminate = True
 
     def repeatable(self, feeds: Feeds) -> Callable[[], None]:
         """Return a call that runs the model once on these inputs, which lie on the device; outputs stay there too.

@@ -379,7 +379,7 @@ class Writer:
         for attribute in self.node.attribute:
             if attribute.type == AttributeProto.GRAPH:
                 inner = copy.attribute.add(name=attribute.name, type=AttributeProto.GRAPH)
-                inner.g.name = attribute.g.name
+                inner.g.name = name
                 self.twin.graph(attribute.g, inner.g)
             elif attribute.type == AttributeProto.TENSOR:
                 inner = copy.attribute.add(name=attribute.name, type=AttributeProto.TENSOR)

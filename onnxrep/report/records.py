@@ -330,7 +330,7 @@ class Report:
         unmatched: patterns of the caller that match no node.
         folds, refusals: what was done, and what was left alone and why.
         verification: None if it was not run.
-        seconds: per stage.
+        seconds: per stage. Runs of the original begin while folds are proven; verifying has what they take beyond that.
         versions: of onnxrep and what it rests on.
         options: those that the caller gave.
         external_sha256: hash of each file of external data that was read, by the name that the model gives it; empty

@@ -132,7 +132,6 @@ def infer(model: Model) -> dict[int, onnx.GraphProto]:
 
 def _light(source: onnx.GraphProto, target: onnx.GraphProto, inner: bool, overridable: Collection[str] = ()) -> None:
     """Copy a graph without large payloads, without any shape that is only declared, and without default inputs."""
-    target.name = source.name
     for tensor in source.initializer:
         if tensor.name not in overridable:
             _light_tensor(tensor, target.initializer.add())
