@@ -255,17 +255,6 @@ def test_the_installed_command():
     assert found.stdout.strip() == "False False", "help must not wait for heavy imports"
 
 
-def test_a_process_of_its_own_keeps_what_it_frees(monkeypatch):
-    order = []
-    monkeypatch.setattr(cli.allocator, "keep_freed", lambda: order.append("keep"))
-    monkeypatch.setattr(cli, "main", lambda: order.append("main") or 3)
-    monkeypatch.setattr(cli.gc, "freeze", lambda: order.append("freeze"))
-    with pytest.raises(SystemExit) as end:
-        cli.run()
-    assert end.value.code == 3
-    assert order == ["keep", "main", "freeze"]
-
-
 def test_what_is_not_verified_does_not_load_the_runtime(tmp_path):
     path = tmp_path / "net.onnx"
     onnx.save(skeletons.fill("sg_qarepvgg_alpha/train_dynamic_bn"), path)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from onnxrep import __version__, allocator, blas
+from onnxrep import __version__, blas
 from onnxrep.cli import batch, bench, inspect, optimize, verify
 from onnxrep.cli.shared import Parser, complain
 from onnxrep.errors import OnnxrepError
@@ -21,7 +21,6 @@ _GARBAGE = 300_000, 20, 100
 
 def run() -> NoReturn:
     """Run the command line and end the process with its exit code."""
-    allocator.keep_freed()
     code = main()
     gc.freeze()  # the system takes all memory back at once: no need to look for cycles a last time
     sys.exit(code)
