@@ -120,8 +120,9 @@ def optimize(
     with Checking(source, options) as checking:
 
         def found() -> None:
-            with clock.stage("verify"):
-                checking.begin()
+            if options.verify:
+                with clock.stage("verify"):
+                    checking.begin()
 
         folds, refusals = _fold_all(source, options, clock, counting=counting, found=found)
         tuned = None

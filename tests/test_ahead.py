@@ -219,8 +219,10 @@ def test_nothing_is_begun_where_nothing_folds(monkeypatch):
 @pytest.mark.parametrize("options", [Options(verify=False), Options(threads=1), Options(tune=True)])
 def test_nothing_is_begun_unasked(options, monkeypatch, tmp_path, begun):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert optimize(network(), options=options).status == "folded"
+    report = optimize(network(), options=options).report
+    assert report.status == "folded"
     assert not begun
+    assert ("verify" in report.seconds) == options.verify
 
 
 def test_all_that_was_begun_ends_where_no_fold_is_wanted():
