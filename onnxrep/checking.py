@@ -70,8 +70,6 @@ class Checking(AbstractContextManager["Checking"]):
 
     def begin(self) -> None:
         """Begin to run the original: there will be something to check."""
-        if not self._options.verify or self._options.tune:  # while times are taken nothing else may run
-            return
         from onnxrep.proof.original import Original, may_begin
 
         runtime = runtime_of(self._options)

@@ -10,7 +10,24 @@ from onnxrep.report import records
 
 
 @dataclass(frozen=True)
-class Options:
+class ModelOptions:
+    """How a model is treated, alone or as one of many; see :class:`Options`."""
+
+    verify: bool = True
+    provider: str = "cpu"
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    input_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    input_data: Path | None = None
+    allow_unverified: bool = False
+    inline_functions: bool = False
+    external_data: bool = False
+    follow_symlinks: bool = False
+    hf_cache: bool = False
+    custom_ops_lib: Sequence[Path] = ()
+
+
+@dataclass(frozen=True)
+class Options(ModelOptions):
     """How a model is treated.
 
     Attributes:
@@ -40,17 +57,6 @@ class Options:
 
     """
 
-    verify: bool = True
-    provider: str = "cpu"
-    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    input_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    input_data: Path | None = None
-    allow_unverified: bool = False
-    inline_functions: bool = False
-    external_data: bool = False
-    follow_symlinks: bool = False
-    hf_cache: bool = False
-    custom_ops_lib: Sequence[Path] = ()
     threads: int = 0
     bench: bool = False
     tune: bool = False

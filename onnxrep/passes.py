@@ -15,9 +15,6 @@ from onnxrep.errors import UsageError
 from onnxrep.options import Options
 from onnxrep.report import records
 
-_LARGEST_MESSAGE = 2**31 - 1
-"""Bytes that protobuf puts into one message."""
-
 
 def fold(
     model: str | Path | bytes | onnx.ModelProto | gs.Graph,
@@ -75,7 +72,7 @@ def fold(
 def _take_in(model: onnx.ModelProto, folder: files.Folder) -> None:
     """Put external data into the message."""
     outside = [t for t in files.tensors(model) if files.is_external(t)]
-    if sum(map(files.tensor_bytes, outside)) + model.ByteSize() > _LARGEST_MESSAGE:
+    if sum(map(files.tensor_bytes, outside)) + model.ByteSize() > files.LARGEST_MESSAGE:
         raise UsageError("the model is too large for one message; use onnxrep.optimize(path, output)")
     for tensor in outside:
         values = folder.array(tensor)

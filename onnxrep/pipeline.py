@@ -120,7 +120,7 @@ def optimize(
     with Checking(source, options) as checking:
 
         def found() -> None:
-            if options.verify:
+            if options.verify and not options.tune:  # while times are taken nothing else may run
                 with clock.stage("verify"):
                     checking.begin()
 

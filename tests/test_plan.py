@@ -359,15 +359,21 @@ def test_inner_value_is_read_inside_a_body():
     assert c in [o for p in result.graph.node for o in p.output]
 
 
-def test_a_region_inside_a_body_folds_there():
-    n = net()
-    x = image(n)
+def _two_branches(n, x):
+    """Nodes that make ``t``, and the names of their weights."""
     w3, w1 = n.constant(n.draw(4, 4, 3, 3)), n.constant(n.draw(4, 4, 1, 1))
-    then = [
+    nodes = [
         helper.make_node("Conv", [x, w3], ["a"], pads=[1, 1, 1, 1]),
         helper.make_node("Conv", [x, w1], ["b"]),
         helper.make_node("Add", ["a", "b"], ["t"]),
     ]
+    return nodes, {w3, w1}
+
+
+def test_a_region_inside_a_body_folds_there():
+    n = net()
+    x = image(n)
+    then, weights = _two_branches(n, x)
     other = [helper.make_node("Relu", [x], ["e"])]
     model = with_if(n, x, then, other, [])
     result, (record,), _ = folded(model)
@@ -375,19 +381,14 @@ def test_a_region_inside_a_body_folds_there():
     body = next(a.g for a in node(result, "If").attribute if a.name == "then_branch")
     assert [p.op_type for p in body.node] == ["Conv"]
     assert len(body.initializer) == 2
-    assert not {w3, w1} & {t.name for t in result.graph.initializer}
+    assert not weights & {t.name for t in result.graph.initializer}
     assert_same(model, result, (1, 6, 7))
 
 
 def test_both_bodies_of_an_if_may_have_values_of_one_name():
     n = net()
     x = image(n)
-    w3, w1 = n.constant(n.draw(4, 4, 3, 3)), n.constant(n.draw(4, 4, 1, 1))
-    block = [
-        helper.make_node("Conv", [x, w3], ["a"], pads=[1, 1, 1, 1]),
-        helper.make_node("Conv", [x, w1], ["b"]),
-        helper.make_node("Add", ["a", "b"], ["t"]),
-    ]
+    block, _ = _two_branches(n, x)
     model = with_if(n, x, block, block, [])
     result, folds, _ = folded(model)
     assert {(f.scope, f.output) for f in folds} == {("choice/then_branch", "t"), ("choice/else_branch", "t")}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
+
+from onnxrep.options import ModelOptions
 
 FINAL = frozenset("folded unchanged rejected unverified invalid unsupported".split())
 """The same input would give the same again, so a resumed run leaves it."""
@@ -47,7 +47,7 @@ GOOD = frozenset({"folded", "unchanged"})
 
 
 @dataclass(frozen=True)
-class BatchOptions:
+class BatchOptions(ModelOptions):
     """How a batch is treated.
 
     Attributes:
@@ -64,17 +64,6 @@ class BatchOptions:
 
     """
 
-    verify: bool = True
-    provider: str = "cpu"
-    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    input_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    input_data: Path | None = None
-    allow_unverified: bool = False
-    inline_functions: bool = False
-    external_data: bool = False
-    follow_symlinks: bool = False
-    hf_cache: bool = False
-    custom_ops_lib: tuple[Path, ...] = ()
     only_nodes: tuple[str, ...] = ()
     exclude_nodes: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ without following links; what it says of its own sizes is checked in Python inte
 from __future__ import annotations
 
 from onnxrep.files.external import Folder, array, check_tensors
-from onnxrep.files.message import MessageTooLarge, serialized
+from onnxrep.files.message import LARGEST_MESSAGE, MessageTooLarge, serialized
 from onnxrep.files.reading import ModelFile, parse, read
 from onnxrep.files.temporary import check_target, remove_stale, write_bytes
 from onnxrep.files.tensors import is_external, refer, sparse_tensors, tensor_bytes, tensors, weight_bytes
@@ -15,6 +15,7 @@ from onnxrep.files.writing import ALIGNMENT, write
 
 __all__ = [
     "ALIGNMENT",
+    "LARGEST_MESSAGE",
     "Folder",
     "MessageTooLarge",
     "ModelFile",

@@ -80,10 +80,11 @@ def may_begin(model: onnx.ModelProto, runtime: Runtime) -> bool:
     """Whether a model can run before it is known what it will be compared with: it is small and has no choices."""
     several = runtime.provider == "cpu" and (runtime.threads or machine.cores()) > 1
     small = files.weight_bytes(model) < _SMALL_MODEL
-    return several and small and not _is_random(model) and not discrete_choices(model, model).behind
+    return several and small and not is_random(model) and not discrete_choices(model, model).behind
 
 
-def _is_random(model: onnx.ModelProto) -> bool:
+def is_random(model: onnx.ModelProto) -> bool:
+    """Whether a model draws random numbers."""
     return any(op in RANDOM and domain in DEFAULT_DOMAINS for domain, op in operators(model))
 
 
@@ -133,11 +134,6 @@ class Original:
             return seed_of(self.side.serialized)
         except CannotRun:  # it is too large
             return 0
-
-    @property
-    def is_random(self) -> bool:
-        """Whether the model draws random numbers."""
-        return _is_random(self.side.model)
 
     def begin(self) -> None:
         """Start to run the original, while what the new model is, is not known; see :func:`may_begin`."""
